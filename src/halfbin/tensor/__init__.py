@@ -1,0 +1,34 @@
+"""Schemes, granularities, and tensors of codes."""
+
+from __future__ import annotations
+
+from halfbin.tensor.granularity import (
+    Granularity,
+    PerBlock,
+    PerChannel,
+    PerGroup,
+    PerTensor,
+    PerToken,
+    scale_shape,
+    spread,
+)
+from halfbin.tensor.qtensor import QTensor, dequantize, fit, quantize, require_finite
+from halfbin.tensor.scheme import Scheme, parse_scheme
+
+__all__ = [
+    "Granularity",
+    "PerBlock",
+    "PerChannel",
+    "PerGroup",
+    "PerTensor",
+    "PerToken",
+    "QTensor",
+    "Scheme",
+    "dequantize",
+    "fit",
+    "parse_scheme",
+    "quantize",
+    "require_finite",
+    "scale_shape",
+    "spread",
+]
