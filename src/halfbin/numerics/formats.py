@@ -148,7 +148,7 @@ class FloatFormat:
         code = steps.to(torch.int32) + (exponent - smallest_exponent) * 2**self.mantissa_bits
         if self.nan_code is not None:
             code = torch.where(nan, self.nan_code, code)
-        return (code + torch.signbit(x).to(torch.int32) * 2 ** (self.bits - 1)).to(torch.uint8)
+        return (code + torch.signbit(x).to(torch.int32) * (1 << (self.bits - 1))).to(torch.uint8)
 
     def decode(self, codes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Bit patterns of any shape to their values."""

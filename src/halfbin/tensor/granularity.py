@@ -43,13 +43,11 @@ class PerChannel:
 
     def tile(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of one tile in a tensor of `shape`."""
-        if not -len(shape) <= self.axis < len(shape):
-            raise SchemeError(f"channel axis {self.axis} does not exist in a tensor of shape {list(shape)}")
-        axis = self.axis % len(shape)
+        axis = _existing(self.axis, shape, self)
         return tuple(1 if i == axis else n for i, n in enumerate(shape))
 
     def __str__(self) -> str:
-        return "channel" if self.axis == 0 else f"channel{self.axis}"
+        return "channel" if self.axis == 0 else f"channel@{self.axis}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +65,13 @@ class PerToken:
 
 @dataclass(frozen=True, slots=True)
 class PerGroup:
-    """One scale for every `size` neighbouring elements along the last axis, in_features of a weight."""
+    """One scale for every `size` neighbouring elements along `axis`: the last one, in_features of a weight.
+
+    Weights that are stored transposed, [in_features, out_features], have their groups along axis 0 (`g128@0`).
+    """
 
     size: int
+    axis: int = -1
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -77,11 +79,11 @@ class PerGroup:
 
     def tile(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of one tile in a tensor of `shape`."""
-        _at_least(1, shape, self)
-        return (*(1 for _ in shape[:-1]), self.size)
+        axis = _existing(self.axis, shape, self)
+        return tuple(self.size if i == axis else 1 for i in range(len(shape)))
 
     def __str__(self) -> str:
-        return f"g{self.size}"
+        return f"g{self.size}" if self.axis == -1 else f"g{self.size}@{self.axis}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,27 @@ Granularity: TypeAlias = PerTensor | PerChannel | PerToken | PerGroup | PerBlock
 def _at_least(num_dims: int, shape: tuple[int, ...], granularity: Granularity) -> None:
     if len(shape) < num_dims:
         raise SchemeError(f"granularity {granularity} needs {num_dims} dimensions or more, got shape {list(shape)}")
+
+
+def _existing(axis: int, shape: tuple[int, ...], granularity: Granularity) -> int:
+    if not -len(shape) <= axis < len(shape):
+        raise SchemeError(f"granularity {granularity}: axis {axis} does not exist in a tensor of shape {list(shape)}")
+    return axis % len(shape)
+
+
+def transposed(granularity: Granularity) -> Granularity:
+    """The granularity that shares the same weights' scales when a matrix is stored transposed, [in, out]."""
+    match granularity:
+        case PerChannel(axis):
+            return PerChannel(1 - axis)
+        case PerGroup(size, -1):
+            return PerGroup(size, axis=0)
+        case PerBlock(rows, columns):
+            return PerBlock(columns, rows)
+        case PerToken():
+            return PerChannel(1)
+        case _:
+            return granularity
 
 
 def scale_shape(shape: tuple[int, ...], granularity: Granularity) -> tuple[int, ...]:

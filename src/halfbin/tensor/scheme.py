@@ -117,12 +117,12 @@ def states_scale(text: str) -> bool:
 
 
 def _granularity(part: str) -> Granularity | None:
-    if match := re.fullmatch(r"g([0-9]{1,9})", part):
-        return PerGroup(int(match[1]))
+    if match := re.fullmatch(r"g([0-9]{1,9})(@[0-9])?", part):
+        return PerGroup(int(match[1]), int(match[2][1:]) if match[2] else -1)
     if match := re.fullmatch(r"b([0-9]{1,9})x([0-9]{1,9})", part):
         return PerBlock(int(match[1]), int(match[2]))
-    if match := re.fullmatch(r"channel([0-9]?)", part):
-        return PerChannel(int(match[1] or 0))
+    if match := re.fullmatch(r"channel(@[0-9])?", part):
+        return PerChannel(int(match[1][1:]) if match[1] else 0)
     if part == "token":
         return PerToken()
     return PerTensor() if part == "tensor" else None
