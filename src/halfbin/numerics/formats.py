@@ -145,7 +145,7 @@ class FloatFormat:
         # Power-of-two scaling is exact, so the only rounding is the half-to-even one.
         steps = torch.ldexp(magnitude, self.mantissa_bits - exponent).round_()
         # `steps` carries into the exponent field when it rounds up to the next power of two, as it should.
-        code = steps.to(torch.int32) + (exponent - smallest_exponent) * 2**self.mantissa_bits
+        code = steps.to(torch.int32) + (exponent - smallest_exponent) * (1 << self.mantissa_bits)
         if self.nan_code is not None:
             code = torch.where(nan, self.nan_code, code)
         return (code + torch.signbit(x).to(torch.int32) * (1 << (self.bits - 1))).to(torch.uint8)

@@ -1,0 +1,187 @@
+"""A Hugging Face directory opened without its weights: the model's class and modules, on no memory.
+
+halfbin keeps no table of architectures. The class comes from the directory's own `config.json`, its modules are built on
+the meta device, and which checkpoint tensor becomes which parameter is asked of transformers' own loading rules.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+from halfbin.errors import ModelError
+
+CONFIG_BYTES_MAX = 16 * 2**20  # a config.json is a few KB; one of more than this is no config
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Skeleton:
+    """A model without weights.
+
+    path:   the directory it came from.
+    config: transformers' configuration object.
+    model:  the model on the meta device: modules, names and shapes, no numbers.
+    """
+
+    path: Path
+    config: Any
+    model: nn.Module
+
+    @property
+    def model_class(self) -> type[Any]:
+        """The transformers class that the checkpoint is loaded into."""
+        return type(self.model)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that clients load the weights in by default."""
+        dtype = getattr(self.config, "dtype", None)
+        return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
+    @property
+    def generates(self) -> bool:
+        """Whether the model predicts the next token, so that perplexity means something."""
+        return "ForCausalLM" in self.model_class.__name__ or bool(getattr(self.model, "can_generate", bool)())
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The directory's `config.json` as plain values.
+
+    Raises:
+      ModelError: it is missing, too large, or no JSON object.
+    """
+    path = directory / "config.json"
+    if not path.is_file():
+        raise ModelError(f"{directory} has no config.json; expected a Hugging Face model directory")
+    if path.stat().st_size > CONFIG_BYTES_MAX:
+        raise ModelError(f"{path} has {path.stat().st_size} bytes; a config has a few thousand: is it another file?")
+    try:
+        config = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} holds a {type(config).__name__}; expected an object with the model's configuration")
+    return config
+
+
+def open_skeleton(directory: Path, *, trust_remote_code: bool = False) -> Skeleton:
+    """Build the model that `directory` describes on the meta device; no weight is read.
+
+    Args:
+      directory: a Hugging Face model directory.
+      trust_remote_code: run Python code that the directory brings along. Never set unless the user said so.
+
+    Raises:
+      ModelError: no such model class, or the model needs its own code.
+    """
+    raw = read_config(directory)
+    named = (raw.get("architectures") or [None])[0]
+    known = isinstance(named, str) and hasattr(transformers, named)
+    if raw.get("auto_map") and not known and not trust_remote_code:
+        raise ModelError(
+            f"{directory.name} needs its own Python code ({', '.join(map(str, raw['auto_map'].values()))}), which halfbin "
+            "does not run unasked; read that code, then pass --trust-remote-code if you trust it"
+        )
+    use_remote = trust_remote_code and not known
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            str(directory), local_files_only=True, trust_remote_code=use_remote
+        )
+        config = _without_quantization(config)
+        with torch.device("meta"):
+            model = _build(config, named if known else None, use_remote)
+    except Exception as error:  # transformers raises whatever a config's values lead to
+        raise ModelError(
+            f"{directory / 'config.json'} does not describe a model that transformers {transformers.__version__} can "
+            f"build: {type(error).__name__}: {error}"
+        ) from error
+    return Skeleton(directory, config, model)
+
+
+def _without_quantization(config: Any) -> Any:
+    """The config of the float model; a quantized checkpoint's tensors are joined back by `formats`, not by transformers."""
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    return config
+
+
+def _build(config: Any, class_name: str | None, trust_remote_code: bool) -> nn.Module:
+    if class_name is not None:
+        model: nn.Module = getattr(transformers, class_name)(config)
+        return model
+    remote = getattr(config, "auto_map", None) or {}
+    mapping = transformers.AutoModelForCausalLM._model_mapping
+    causal = type(config) in mapping or "AutoModelForCausalLM" in remote
+    auto = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
+    built: nn.Module = auto.from_config(config, trust_remote_code=trust_remote_code)
+    return built
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a checkpoint tensor goes: the parameter's name, and whether it arrives there as it is, not merged or split."""
+
+    parameter: str
+    unchanged: bool
+
+
+def targets(skeleton: Skeleton, names: Iterable[str]) -> dict[str, Target]:
+    """For each checkpoint tensor, the parameter it is loaded into; by transformers' own renamings and conversions."""
+    model: Any = skeleton.model
+    transforms = get_model_conversion_mapping(model) if isinstance(model, transformers.PreTrainedModel) else []
+    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
+    converters = [t for t in transforms if isinstance(t, WeightConverter)]
+    prefix = getattr(model, "base_model_prefix", None)
+    state = model.state_dict()
+    found = {}
+    for name in names:
+        parameter, pattern = rename_source_key(name, renamings, converters, prefix, state)
+        found[name] = Target(parameter, unchanged=pattern is None)
+    return found
+
+
+def load_model(skeleton: Skeleton, weights: Mapping[str, Tensor | Any], *, dtype: torch.dtype) -> nn.Module:
+    """Fill the skeleton's class with `weights`, named as on disk, through transformers' own loading.
+
+    Args:
+      skeleton: the opened model.
+      weights: by checkpoint name; a tensor, or anything that gives one for `[...]` (read then, one at a time).
+      dtype: the type of the loaded parameters.
+
+    Returns:
+      The model in evaluation mode.
+
+    Raises:
+      ModelError: a parameter that no weight fills, or a weight that nothing takes.
+    """
+    loaded, info = skeleton.model_class.from_pretrained(
+        None, config=skeleton.config, state_dict=dict(weights), dtype=dtype, output_loading_info=True
+    )
+    require_complete(info, skeleton.path)
+    model: nn.Module = loaded.eval()
+    return model
+
+
+def require_complete(loading_info: Mapping[str, Any], directory: Path) -> None:
+    """Refuse a model that did not find all its weights, or left some over.
+
+    Raises:
+      ModelError: names what is missing, unexpected or of the wrong shape.
+    """
+    problems = []
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        found = sorted(map(str, loading_info.get(kind) or ()))
+        if found:
+            more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+            problems.append(f"{kind.replace('_', ' ')}: {', '.join(found[:5])}{more}")
+    if problems:
+        raise ModelError(f"{directory} does not fill its model: {'; '.join(problems)}")
