@@ -102,6 +102,11 @@ class Checkpoint:
         return sum(self.info(name).num_bytes for name in self._owner)
 
     @property
+    def num_parameters(self) -> int:
+        """Elements of all tensors."""
+        return sum(self.info(name).numel for name in self._owner)
+
+    @property
     def metadata(self) -> Mapping[str, str]:
         """The first file's metadata."""
         return self._shards[0].metadata

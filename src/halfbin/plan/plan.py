@@ -146,7 +146,7 @@ def _decide(site: Site, rule: Rule | None, recipe: Recipe, layout: WeightLayout)
     if not isinstance(rule.weights, Scheme):
         return rule.weights, because if rule.weights else f"{because} keeps it"
     try:
-        scheme, remark = _adapted(site, rule, recipe.remainder)
+        scheme, remark = fitted_scheme(site, rule, recipe.remainder)
     except SchemeError as error:
         error.add_note(f"at site {site.name!r}, weight {list(site.shape)} {site.dtype}")
         raise
@@ -158,8 +158,12 @@ def _decide(site: Site, rule: Rule | None, recipe: Recipe, layout: WeightLayout)
     return scheme, because + remark
 
 
-def _adapted(site: Site, rule: Rule, remainder: str) -> tuple[Scheme, str]:
-    """The rule's scheme, fitted to how this site's weight is stored, and what was changed about it."""
+def fitted_scheme(site: Site, rule: Rule, remainder: str) -> tuple[Scheme, str]:
+    """The rule's scheme, fitted to how this site's weight is stored, and a remark on what was changed about it.
+
+    Raises:
+      SchemeError: the group size does not divide in_features and `remainder` is "refuse".
+    """
     assert isinstance(rule.weights, Scheme)
     scheme = rule.weights
     if not rule.scale_is_stated:

@@ -40,12 +40,12 @@ import torch
 from halfbin.errors import RecipeError, SchemeError, did_you_mean
 from halfbin.methods import METHODS
 from halfbin.models import Site
+from halfbin.numerics import ESTIMATORS
 from halfbin.tensor.scheme import Scheme, parse_scheme, states_scale
 
 PROTECTED_ROLES = ("embedding", "head", "router")
 ROLES = ("linear", "expert", "convolution", *PROTECTED_ROLES)
 REMAINDERS = ("tail", "row", "refuse")
-ESTIMATORS = ("minmax", "percentile", "mse", "entropy")
 CASTS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 LAYOUTS = ("compressed-tensors", "halfbin", "safetensors")
 RECIPE_BYTES_MAX = 2**20
@@ -160,7 +160,7 @@ def _rule(raw: object, where: str) -> Rule:
         weights=_weights(weights, where),
         scale_is_stated=states_scale(weights),
         method=_choice(raw, "method", tuple(METHODS), "rtn", where),
-        estimator=_choice(raw, "estimator", ESTIMATORS, "minmax", where),
+        estimator=_choice(raw, "estimator", tuple(ESTIMATORS), "minmax", where),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import zlib
@@ -14,14 +15,14 @@ import torch
 from torch import Tensor
 
 from halfbin.errors import DataError, FormatError, HalfbinError
-from halfbin.evaluate.layers import TensorError, stored_error
+from halfbin.evaluate.layers import TensorError, weight_error
 from halfbin.formats.checkpoint import Checkpoint, open_checkpoint
 from halfbin.formats.safetensors import SafetensorsWriter
 from halfbin.methods import METHODS
 from halfbin.numerics import ESTIMATORS
 from halfbin.plan import Plan, SitePlan
 from halfbin.plan.plan import num_bytes
-from halfbin.tensor.qtensor import require_finite
+from halfbin.tensor.qtensor import dequantize, require_finite
 from halfbin.tensor.scheme import Scheme
 
 SHARD_BYTES_MAX = 5 * 10**9  # what transformers and the hub cut at
@@ -72,7 +73,12 @@ def execute(
         specs = {part: spec for name in names for part, spec in pieces[name].items()}
         with SafetensorsWriter(directory / file_name, specs, {"format": "pt"}) as writer:
             for name in names:
-                for part, tensor in _tensors(name, sites.get(name), pieces[name], plan, checkpoint, device, errors):
+                planned = sites.get(name)
+                if planned is not None and planned.quantized:
+                    parts, errors[name] = _rounded(planned, plan, checkpoint, device)
+                else:
+                    parts = {name: _cast(name, pieces[name][name][0], checkpoint)}
+                for part, tensor in parts.items():
                     writer.write(part, tensor)
                     checksums[part] = checksum(tensor)
                 done += checkpoint.info(name).num_bytes
@@ -91,39 +97,41 @@ def checksum(tensor: Tensor) -> int:
     return zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy().data) if tensor.numel() else 0
 
 
-def _tensors(
-    name: str,
-    planned: SitePlan | None,
-    specs: Specs,
-    plan: Plan,
-    checkpoint: Checkpoint,
-    device: str,
-    errors: dict[str, TensorError],
-) -> Iterator[tuple[str, Tensor]]:
-    """What is written for one tensor of the input."""
+def _rounded(
+    planned: SitePlan, plan: Plan, checkpoint: Checkpoint, device: str
+) -> tuple[dict[str, Tensor], TensorError]:
+    """What is written for one quantized site, and how far its weight moved."""
+    assert isinstance(planned.weights, Scheme)
+    name = planned.site.tensor
     weight = checkpoint.read(name)
-    try:
-        if planned is None or not isinstance(planned.weights, Scheme):
-            yield name, _cast(weight, specs[name][0])
-            return
-        method, estimator = METHODS[planned.method], ESTIMATORS[planned.estimator]
+    method, estimator = METHODS[planned.method], ESTIMATORS[planned.estimator]
+    with _naming(name, weight, checkpoint):
         q = method(weight.to(device), planned.weights, estimator=estimator()).to("cpu")
-        errors[name] = stored_error(weight, q)
-        yield from plan.layout.encode(name, q).items()
+        return plan.layout.encode(name, q), weight_error(weight, dequantize(q))
+
+
+def _cast(name: str, dtype: torch.dtype, checkpoint: Checkpoint) -> Tensor:
+    """A tensor that is not quantized, in the type it is written in."""
+    weight = checkpoint.read(name)
+    if weight.dtype == dtype:
+        return weight
+    with _naming(name, weight, checkpoint):
+        require_finite(weight)
+        cast = weight.to(dtype)
+        if not bool(torch.isfinite(cast).all()):
+            largest = float(weight.abs().max())
+            raise DataError(f"{largest:g} is beyond the range of {dtype}; use bf16, which has float32's range")
+    return cast
+
+
+@contextlib.contextmanager
+def _naming(name: str, weight: Tensor, checkpoint: Checkpoint) -> Iterator[None]:
+    """Add the tensor's name and file to an error on its way out."""
+    try:
+        yield
     except HalfbinError as error:
         error.add_note(f"at tensor {name!r}, {list(weight.shape)} {weight.dtype}, in {checkpoint.file_of(name).name}")
         raise
-
-
-def _cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    if weight.dtype == dtype:
-        return weight
-    require_finite(weight)
-    cast = weight.to(dtype)
-    if not bool(torch.isfinite(cast).all()):
-        largest = float(weight.abs().max())
-        raise DataError(f"{largest:g} is beyond the range of {dtype}; use bf16, which has float32's range")
-    return cast
 
 
 def _pieces(plan: Plan) -> dict[str, Specs]:
@@ -165,10 +173,10 @@ def _write_config(plan: Plan, directory: Path) -> None:
     """The model's own config, with how to read its weights."""
     config: dict[str, Any] = json.loads((plan.directory / "config.json").read_bytes())
     config.pop("quantization_config", None)
-    modules = {s.site.name: s.weights for s in plan.sites if isinstance(s.weights, Scheme)}
+    rounded = {s.site.tensor: (s.weights, s.site.shape) for s in plan.sites if isinstance(s.weights, Scheme)}
     ignored = [s.site.name for s in plan.sites if not s.quantized and s.site.module_class == "Linear"]
-    if modules:
-        config["quantization_config"] = plan.layout.config(modules, ignored)
+    if rounded and (how := plan.layout.config(rounded, ignored)):
+        config["quantization_config"] = how
     if plan.recipe.others is not None:
         config["dtype"] = str(plan.recipe.others).removeprefix("torch.")
         config.pop("torch_dtype", None)
