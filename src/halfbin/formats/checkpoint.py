@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
-from halfbin.errors import FormatError
+from halfbin.errors import FormatError, did_you_mean
+from halfbin.formats._json import parse_json
 from halfbin.formats.safetensors import SafetensorsFile, TensorInfo
 from halfbin.formats.torch_pickle import PickleShard
 
@@ -25,6 +25,10 @@ class Shard(Protocol):
 
     def read(self, name: str) -> Tensor:
         """One tensor, in memory of its own."""
+        ...
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows start <= i < stop of the first dimension, in memory of their own."""
         ...
 
     def close(self) -> None:
@@ -43,7 +47,9 @@ class Checkpoint:
             for name in shard.tensors:
                 if name in self._owner:
                     first = self._owner[name].path.name
-                    raise FormatError(f"{directory}: tensor {name!r} is in both {first} and {shard.path.name}")
+                    raise FormatError(
+                        f"{directory}: tensor {name!r:.200} is in both {first} and {shard.path.name}; remove the stale one"
+                    )
                 self._owner[name] = shard
 
     @property
@@ -79,6 +85,10 @@ class Checkpoint:
         """One tensor, in memory of its own."""
         return self._shard_of(name).read(name)
 
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows start <= i < stop of the first dimension, in memory of their own."""
+        return self._shard_of(name).read_rows(name, start, stop)
+
     def file_of(self, name: str) -> Path:
         """The file that holds a tensor."""
         return self._shard_of(name).path
@@ -96,7 +106,7 @@ class Checkpoint:
 
     def _shard_of(self, name: str) -> Shard:
         if name not in self._owner:
-            raise FormatError(f"{self.path}: there is no tensor {name!r}")
+            raise FormatError(f"{self.path}: there is no tensor {name!r}{did_you_mean(name, self._owner)}")
         return self._owner[name]
 
 
@@ -107,8 +117,8 @@ def open_checkpoint(directory: Path) -> Checkpoint:
       FormatError: no weights, a missing, cut or broken file, or an index that does not fit its files.
     """
     if not directory.is_dir():
-        found = "a file" if directory.exists() else "nothing"
-        raise FormatError(f"{directory}: expected a Hugging Face model directory, found {found}")
+        found = "a file" if directory.exists() else "nothing there"
+        raise FormatError(f"{directory}: expected a Hugging Face model directory, found {found}; check the path")
     shards: list[Shard] = []
     try:
         weight_map = None
@@ -152,12 +162,14 @@ def _open(path: Path) -> Shard:
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    if path.stat().st_size > INDEX_BYTES_MAX:
-        raise FormatError(f"{path}: {path.stat().st_size} bytes are too many for an index")
     try:
-        index: Any = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: not valid JSON: {error}") from error
+        size = path.stat().st_size
+        if size > INDEX_BYTES_MAX:
+            raise FormatError(f"{path}: {size} bytes are too many for an index; expected at most {INDEX_BYTES_MAX}")
+        text = path.read_bytes()
+    except OSError as error:
+        raise FormatError(f"{path}: cannot be read: {error.strerror}") from error
+    index = parse_json(text, f"{path}: the index")
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(f, str) for f in weight_map.values()):
         raise FormatError(f"{path}: expected a weight_map from tensor names to file names")
@@ -165,15 +177,38 @@ def _read_index(path: Path) -> dict[str, str]:
 
 
 def _inside(directory: Path, name: str) -> Path:
-    """The path of a file that an index names: a plain file name, in this very directory."""
+    """The path of a file that an index names: a plain file name, of a file that lies in this very directory."""
     if Path(name).name != name or name in ("", ".", ".."):
         raise FormatError(
-            f"{directory}: its index names {name!r}, which is no plain file name; refusing to leave the directory"
+            f"{directory}: its index names {name!r:.200}, which is no plain file name; refusing to leave the directory"
         )
     path = directory / name
-    if not path.is_file():
-        raise FormatError(f"{directory}: its index names {name}, which is missing; download or copy the model again")
+    try:
+        present, target = path.is_file(), path.resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # a name too long, a zero byte in it, a ring of links
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise FormatError(
+            f"{directory}: its index names {name!r:.200}, which cannot be a file: {reason!s:.200}"
+        ) from error
+    if not present:
+        raise FormatError(
+            f"{directory}: its index names {name!r:.200}, which is missing; download or copy the model again"
+        )
+    if not any(target.is_relative_to(root) for root in _homes(directory.resolve())):
+        raise FormatError(
+            f"{directory}: its index names {name}, a link that leaves the directory, to {target}; "
+            "put the file itself there if you trust it"
+        )
     return path
+
+
+def _homes(directory: Path) -> list[Path]:
+    """Where a model's files may lie: in its directory, or in the blobs of the Hugging Face cache that it is a snapshot of.
+
+    That cache is models--owner--name/snapshots/<revision>/<file>, each a link to models--owner--name/blobs/<hash>.
+    """
+    cached = directory.parent.name == "snapshots"
+    return [directory, directory.parents[1] / "blobs"] if cached else [directory]
 
 
 def _require_indexed(checkpoint: Checkpoint, weight_map: Mapping[str, str]) -> None:
@@ -181,12 +216,14 @@ def _require_indexed(checkpoint: Checkpoint, weight_map: Mapping[str, str]) -> N
     present = {name: checkpoint.file_of(name).name for name in checkpoint.names}
     for name, file in weight_map.items():
         if present.get(name) != file:
+            instead = f"is in {present[name]}" if name in present else "no file holds"
             raise FormatError(
-                f"{checkpoint.path}: its index says that {file} holds tensor {name!r}, "
-                f"which {'is in ' + present[name] if name in present else 'no file holds'}"
+                f"{checkpoint.path}: its index says that {file} holds tensor {name!r:.200}, which {instead}; "
+                "index and files are of two versions, download or copy the model again"
             )
-    unlisted = [name for name in present if name not in weight_map]
-    if unlisted:
+    unlisted = next((name for name in present if name not in weight_map), None)
+    if unlisted is not None:
         raise FormatError(
-            f"{checkpoint.path}: {present[unlisted[0]]} holds {unlisted[0]!r}, which its index does not list"
+            f"{checkpoint.path}: {present[unlisted]} holds {unlisted!r:.200}, which its index does not list; "
+            "index and files are of two versions, download or copy the model again"
         )
