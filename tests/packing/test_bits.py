@@ -72,6 +72,13 @@ def test_words_equal_those_of_compressed_tensors(bits: int, num_codes: int) -> N
     assert torch.equal(unpack_words(theirs, bits, num_codes), codes)
 
 
+@WIDTHS
+@pytest.mark.usefixtures("mover")
+def test_every_byte_unpacks_and_packs_to_itself(bits: int) -> None:
+    packed = torch.arange(256, dtype=torch.uint8)[:, None].expand(256, bits)  # 8 codes a row, so nothing is filled up
+    assert torch.equal(pack(unpack(packed, bits, 8), bits), packed)
+
+
 def test_three_bit_codes_lie_as_the_drawing_shows() -> None:
     codes = torch.tensor([0b001, 0b010, 0b011, 0b100, 0b101, 0b110, 0b111, 0b001, 0b101], dtype=torch.uint8)
     #     c2c2 c1 c0   c5 c4 c3 c2   c7 c6 c5c5   c8, then zeros

@@ -134,7 +134,9 @@ def train(work: Path, stream: np.ndarray, *, minutes: float, batch: int) -> None
         if len(losses) % 50 == 0:
             speed = 50 * batch * CONTEXT / (time.monotonic() - last)
             last = time.monotonic()
-            print(f"{spent / 60:6.1f} min  {tokens:>10,} tokens  loss {np.mean(losses[-50:]):.4f}  {speed:,.0f} tokens/s")
+            print(
+                f"{spent / 60:6.1f} min  {tokens:>10,} tokens  loss {np.mean(losses[-50:]):.4f}  {speed:,.0f} tokens/s"
+            )
         if len(losses) % 500 == 0:
             save(saved, model, steps, tokens, spent)
     save(saved, model, steps, tokens, minutes * 60)
