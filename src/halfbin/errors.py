@@ -14,6 +14,9 @@ Lower rooms know sizes but no names; a caller that knows the layer adds it with 
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class HalfbinError(Exception):
     """Anything that the user can mend. Exit code 1, no traceback."""
@@ -49,3 +52,10 @@ class OutputError(HalfbinError):
 
 class LimitError(HalfbinError):
     """A finished run that exceeded a limit set by the user."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown word: the nearest known one, or all of them."""
+    known = list(known)
+    matches = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else f"; expected one of {', '.join(known)}"

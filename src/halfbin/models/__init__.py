@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from halfbin.models.loading import load_as_client, load_weights
 from halfbin.models.sites import Site, find_sites
-from halfbin.models.skeleton import Skeleton, load_model, open_skeleton, read_config, require_complete
+from halfbin.models.skeleton import Skeleton, open_skeleton, read_config, targets
 
-__all__ = ["Site", "Skeleton", "find_sites", "load_model", "open_skeleton", "read_config", "require_complete"]
+__all__ = [
+    "Site",
+    "Skeleton",
+    "find_sites",
+    "load_as_client",
+    "load_weights",
+    "open_skeleton",
+    "read_config",
+    "targets",
+]

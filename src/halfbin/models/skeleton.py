@@ -7,14 +7,14 @@ the meta device, and which checkpoint tensor becomes which parameter is asked of
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
@@ -145,43 +145,7 @@ def targets(skeleton: Skeleton, names: Iterable[str]) -> dict[str, Target]:
     found = {}
     for name in names:
         parameter, pattern = rename_source_key(name, renamings, converters, prefix, state)
+        if parameter not in state and name in state:  # renamed in vain: transformers then takes the name as it is
+            parameter, pattern = rename_source_key(name, [], [], prefix, state)
         found[name] = Target(parameter, unchanged=pattern is None)
     return found
-
-
-def load_model(skeleton: Skeleton, weights: Mapping[str, Tensor | Any], *, dtype: torch.dtype) -> nn.Module:
-    """Fill the skeleton's class with `weights`, named as on disk, through transformers' own loading.
-
-    Args:
-      skeleton: the opened model.
-      weights: by checkpoint name; a tensor, or anything that gives one for `[...]` (read then, one at a time).
-      dtype: the type of the loaded parameters.
-
-    Returns:
-      The model in evaluation mode.
-
-    Raises:
-      ModelError: a parameter that no weight fills, or a weight that nothing takes.
-    """
-    loaded, info = skeleton.model_class.from_pretrained(
-        None, config=skeleton.config, state_dict=dict(weights), dtype=dtype, output_loading_info=True
-    )
-    require_complete(info, skeleton.path)
-    model: nn.Module = loaded.eval()
-    return model
-
-
-def require_complete(loading_info: Mapping[str, Any], directory: Path) -> None:
-    """Refuse a model that did not find all its weights, or left some over.
-
-    Raises:
-      ModelError: names what is missing, unexpected or of the wrong shape.
-    """
-    problems = []
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-        found = sorted(map(str, loading_info.get(kind) or ()))
-        if found:
-            more = f" and {len(found) - 5} more" if len(found) > 5 else ""
-            problems.append(f"{kind.replace('_', ' ')}: {', '.join(found[:5])}{more}")
-    if problems:
-        raise ModelError(f"{directory} does not fill its model: {'; '.join(problems)}")

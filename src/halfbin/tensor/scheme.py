@@ -9,12 +9,11 @@ mxfp4, mxfp8           fp4_e2m1 and fp8_e4m3 in groups of 32 with e8m0 scales
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import re
 from dataclasses import dataclass
 
-from halfbin.errors import SchemeError
+from halfbin.errors import SchemeError, did_you_mean
 from halfbin.numerics.affine import Grid
 from halfbin.numerics.formats import FORMATS, FP4_E2M1, FP8_E4M3, Format
 from halfbin.numerics.scales import ScaleFormat
@@ -89,7 +88,7 @@ def parse_scheme(text: str) -> Scheme:
         return BLOCK_SCALED[text]
     name, *parts = text.split("-")
     if name not in FORMATS:
-        raise SchemeError(f"{name!r} in scheme {text!r} is no format{_nearest(name, [*FORMATS, *BLOCK_SCALED])}")
+        raise SchemeError(f"{name!r} in scheme {text!r} is no format{did_you_mean(name, [*FORMATS, *BLOCK_SCALED])}")
     granularity: Granularity | None = None
     symmetric, scale_format = True, ScaleFormat.FLOAT32
     spellings = {scale.value: scale for scale in ScaleFormat}
@@ -102,7 +101,7 @@ def parse_scheme(text: str) -> Scheme:
             granularity = found
         else:
             known = ["tensor", "channel", "token", "g128", "b128x128", "asym", "sym", *spellings]
-            raise SchemeError(f"{part!r} in scheme {text!r} is not understood{_nearest(part, known)}")
+            raise SchemeError(f"{part!r} in scheme {text!r} is not understood{did_you_mean(part, known)}")
     return Scheme(
         format=FORMATS[name],
         granularity=granularity or PerChannel(),
@@ -126,8 +125,3 @@ def _granularity(part: str) -> Granularity | None:
     if part == "token":
         return PerToken()
     return PerTensor() if part == "tensor" else None
-
-
-def _nearest(word: str, known: list[str]) -> str:
-    matches = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {matches[0]!r}?" if matches else f"; expected one of {', '.join(known)}"

@@ -1,0 +1,154 @@
+"""The few verbs that a user imports: `import halfbin as hb`.
+
+hb.quantize("path/to/model", "out", recipe="int4")     a directory in, a directory out, a Report back
+hb.quantize(module, recipe="int8")                     any torch.nn.Module, its layers replaced in place
+hb.load("out")                                         a quantized directory as a running model
+hb.inspect("out")                                      what a checkpoint holds, tensor by tensor
+hb.evaluate("model", "out", text="file.txt")           what it cost
+hb.plan("path/to/model", recipe="int4")                what would be done, without doing it
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import overload
+
+import torch
+from torch import nn
+
+from halfbin.errors import RecipeError
+from halfbin.evaluate import Comparison, Perplexity
+from halfbin.models import load_weights, open_skeleton
+from halfbin.nn.convert import Swap
+from halfbin.plan import Plan
+from halfbin.run.events import OnEvent
+from halfbin.run.inspection import Inspection, inspect_checkpoint
+from halfbin.run.job import Job, model_directory, planned, run_job
+from halfbin.run.judge import judge
+from halfbin.run.module import quantize_in_memory
+from halfbin.run.report import Report
+
+
+@overload
+def quantize(
+    model: nn.Module, output: None = None, *, recipe: str | Path = "int4", on_event: OnEvent | None = None
+) -> list[Swap]: ...
+@overload
+def quantize(
+    model: str | Path,
+    output: str | Path,
+    *,
+    recipe: str | Path = "int4",
+    format: str | None = None,
+    text: str | Path | None = None,
+    max_tokens: int | None = None,
+    evaluate: bool = True,
+    force: bool = False,
+    trust_remote_code: bool = False,
+    device: str = "cpu",
+    max_kl: float | None = None,
+    on_event: OnEvent | None = None,
+) -> Report: ...
+def quantize(
+    model: str | Path | nn.Module,
+    output: str | Path | None = None,
+    *,
+    recipe: str | Path = "int4",
+    format: str | None = None,
+    text: str | Path | None = None,
+    max_tokens: int | None = None,
+    evaluate: bool = True,
+    force: bool = False,
+    trust_remote_code: bool = False,
+    device: str = "cpu",
+    max_kl: float | None = None,
+    on_event: OnEvent | None = None,
+) -> Report | list[Swap]:
+    """Quantize a model directory into another one, or the layers of a module in place.
+
+    Args:
+      model: a Hugging Face directory, "demo", or any torch.nn.Module.
+      output: the directory to write; for a module leave it out.
+      recipe: a preset's name or a TOML file.
+      format: "compressed-tensors", "halfbin" or "safetensors"; the recipe's own layout by default.
+      text: a UTF-8 file to measure quality on; the embedded held-out text by default.
+      max_tokens: measure on no more than so many tokens.
+      evaluate: measure quality, which loads both models.
+      force: replace an earlier result of halfbin's in `output`.
+      trust_remote_code: run Python code that the model directory brings along.
+      device: where to compute: "cpu" or "cuda".
+      max_kl: raise LimitError when the mean KL is above this.
+      on_event: told of progress.
+
+    Returns:
+      The report of a directory's run; for a module, what became of each of its layers.
+    """
+    if isinstance(model, nn.Module):
+        return quantize_in_memory(model, recipe, on_event)
+    if output is None:
+        raise RecipeError("quantizing a directory needs an output directory; pass output=...")
+    job = Job(
+        model=str(model),
+        recipe=recipe,
+        layout=format,
+        text=None if text is None else Path(text),
+        max_tokens=max_tokens,
+        evaluate=evaluate,
+        force=force,
+        trust_remote_code=trust_remote_code,
+        device=device,
+        max_kl=max_kl,
+    )
+    return run_job(job, Path(output), on_event)
+
+
+def plan(
+    model: str | Path, *, recipe: str | Path = "int4", format: str | None = None, trust_remote_code: bool = False
+) -> Plan:
+    """What `quantize` would do: a scheme, bytes and a reason for every site. Reads headers, no weights."""
+    job = Job(model=str(model), recipe=recipe, layout=format, trust_remote_code=trust_remote_code)
+    with planned(job) as (found, _):
+        return found
+
+
+def load(path: str | Path, dtype: torch.dtype | None = None, *, trust_remote_code: bool = False) -> nn.Module:
+    """A checkpoint of any layout that halfbin reads, as its transformers model with dequantized weights.
+
+    Args:
+      path: a directory that halfbin or another tool wrote, a float model, or "demo".
+      dtype: the type of the parameters; the config's own by default.
+      trust_remote_code: run Python code that the directory brings along.
+    """
+    skeleton = open_skeleton(model_directory(path), trust_remote_code=trust_remote_code)
+    return load_weights(skeleton, dtype=dtype or skeleton.dtype)
+
+
+def inspect(path: str | Path, *, on_event: OnEvent | None = None) -> Inspection:
+    """What a checkpoint holds: per tensor its scheme, bytes, bits per weight, and how its codes are used."""
+    return inspect_checkpoint(model_directory(path), on_event)
+
+
+def evaluate(
+    a: str | Path,
+    b: str | Path | None = None,
+    *,
+    text: str | Path | None = None,
+    context: int | None = None,
+    stride: int | None = None,
+    max_tokens: int | None = None,
+    trust_remote_code: bool = False,
+    device: str = "cpu",
+    on_event: OnEvent | None = None,
+) -> Comparison | Perplexity:
+    """Perplexity of one model on a text, or two models side by side with KL and agreement."""
+    return judge(
+        model_directory(a),
+        None if b is None else model_directory(b),
+        text=None if text is None else Path(text),
+        context=context,
+        stride=stride,
+        max_tokens=max_tokens,
+        trust_remote_code=trust_remote_code,
+        device=device,
+        on_event=on_event,
+    )

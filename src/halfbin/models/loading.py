@@ -1,0 +1,116 @@
+"""Checkpoints to running models: the float one, halfbin's reading of a quantized one, and what a plain client makes of it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
+
+from halfbin.errors import ModelError
+from halfbin.formats.read import open_quantized
+from halfbin.models.skeleton import Skeleton
+
+
+class LazyTensor:
+    """Stands for a tensor in a state dict; indexing reads it, as transformers does with one after the other."""
+
+    def __init__(self, read: Callable[[], Tensor]) -> None:
+        self._read = read
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return self._read()[index]
+
+
+def load_weights(skeleton: Skeleton, *, dtype: torch.dtype = torch.float32, directory: Path | None = None) -> nn.Module:
+    """The model with the weights of `directory`, dequantized where they are quantized, by halfbin's own readers.
+
+    Args:
+      skeleton: the opened model.
+      dtype: the type of the loaded parameters.
+      directory: where the weights lie; the skeleton's own directory by default.
+
+    Returns:
+      The model in evaluation mode. Only one tensor is held twice at a time.
+
+    Raises:
+      FormatError: a file that is not what it claims to be.
+      ModelError: a parameter that no weight fills, or a weight that nothing takes.
+    """
+    with open_quantized(directory or skeleton.path) as checkpoint:
+
+        def lazily(name: str) -> LazyTensor:
+            return LazyTensor(lambda: checkpoint.read_values(name, dtype))
+
+        return load_state(skeleton, {name: lazily(name) for name in checkpoint.names}, dtype=dtype)
+
+
+def load_state(skeleton: Skeleton, weights: Mapping[str, Any], *, dtype: torch.dtype) -> nn.Module:
+    """Fill the skeleton's class with `weights`, named as on disk, through transformers' own loading.
+
+    Raises:
+      ModelError: a parameter that no weight fills, or a weight that nothing takes.
+    """
+    with _quietly():
+        loaded, info = skeleton.model_class.from_pretrained(
+            None, config=skeleton.config, state_dict=dict(weights), dtype=dtype, output_loading_info=True
+        )
+    require_complete(info, skeleton.path)
+    model: nn.Module = loaded.eval()
+    return model
+
+
+def load_as_client(skeleton: Skeleton, directory: Path, *, dtype: torch.dtype | None = None) -> nn.Module:
+    """What plain transformers makes of a directory: its own readers, nothing of halfbin's.
+
+    Args:
+      skeleton: tells the class.
+      directory: the checkpoint.
+      dtype: the type to load in; None: what transformers takes when nobody says.
+
+    Raises:
+      ModelError: it does not load, or not all of its weights fit.
+    """
+    options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+    try:
+        with _quietly():
+            loaded, info = skeleton.model_class.from_pretrained(
+                str(directory), local_files_only=True, output_loading_info=True, **options
+            )
+    except Exception as error:  # whatever a client raises, the file did not load
+        raise ModelError(f"transformers cannot load {directory}: {type(error).__name__}: {error}") from error
+    require_complete(info, directory)
+    model: nn.Module = loaded.eval()
+    return model
+
+
+def require_complete(loading_info: Mapping[str, Any], directory: Path) -> None:
+    """Refuse a model that did not find all its weights, or left some over.
+
+    Raises:
+      ModelError: names what is missing, unexpected or of the wrong shape.
+    """
+    problems = []
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        found = sorted(map(str, loading_info.get(kind) or ()))
+        if found:
+            more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+            problems.append(f"{kind.replace('_', ' ')}: {', '.join(found[:5])}{more}")
+    if problems:
+        raise ModelError(f"{directory} does not fill its model: {'; '.join(problems)}")
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without transformers' own progress bars; progress is the caller's to show."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,202 @@
+"""A plan: a recipe resolved on one model. Pure data, made from headers alone; no weight is read for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from halfbin.errors import SchemeError
+from halfbin.formats.checkpoint import Checkpoint
+from halfbin.formats.layout import WeightLayout
+from halfbin.models import Site, Skeleton, find_sites
+from halfbin.numerics.scales import ScaleFormat
+from halfbin.plan.recipe import PROTECTED_ROLES, Recipe, Rule, Weights
+from halfbin.tensor.granularity import PerChannel, PerGroup, PerToken, transposed
+from halfbin.tensor.scheme import Scheme
+
+TensorShapes = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+
+
+@dataclass(frozen=True, slots=True)
+class SitePlan:
+    """What becomes of one site, and why."""
+
+    site: Site
+    weights: Weights  # a scheme to round to, a type to cast to, or None: kept as it is
+    method: str
+    estimator: str
+    reason: str  # the rule that decided, or why the site stays as it is
+    bytes_before: int
+    bytes_after: int
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the site's weights are rounded to a scheme."""
+        return isinstance(self.weights, Scheme)
+
+    @property
+    def spelled(self) -> str:
+        """The scheme or type as a person writes it."""
+        return str(self.weights or self.site.dtype).removeprefix("torch.")
+
+    def to_json(self) -> dict[str, Any]:
+        """The site's row in `--dry-run --json`."""
+        return {
+            "name": self.site.name,
+            "role": self.site.role,
+            "shape": list(self.site.shape),
+            "weights": self.spelled,
+            "quantized": self.quantized,
+            "method": self.method if self.quantized else None,
+            "reason": self.reason,
+            "bytes_before": self.bytes_before,
+            "bytes_after": self.bytes_after,
+        }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """A recipe resolved on one model.
+
+    sites:  one entry per site, in the checkpoint's order.
+    others: tensors that are no sites, by name, with the type they are written in.
+    """
+
+    directory: Path
+    skeleton: Skeleton
+    recipe: Recipe
+    layout: WeightLayout
+    sites: tuple[SitePlan, ...]
+    others: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+    bytes_before: int
+
+    @property
+    def bytes_after(self) -> int:
+        """All tensors of the output, without file headers."""
+        return sum(s.bytes_after for s in self.sites) + sum(num_bytes(*spec) for spec in self.others.values())
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """What the largest tensor needs while it is read, rounded and packed, above the interpreter with its imports."""
+        return max((_working_bytes(s) for s in self.sites), default=0)
+
+    @property
+    def schemes(self) -> dict[str, Scheme]:
+        """The scheme of each quantized tensor, by its name on disk."""
+        return {s.site.tensor: s.weights for s in self.sites if isinstance(s.weights, Scheme)}
+
+    def to_json(self) -> dict[str, Any]:
+        """The value that `--dry-run --json` prints."""
+        return {
+            "model": self.directory.name,
+            "recipe": self.recipe.name,
+            "layout": self.layout.name,
+            "input_bytes": self.bytes_before,
+            "output_bytes": self.bytes_after,
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "sites": [site.to_json() for site in self.sites],
+        }
+
+
+def make_plan(skeleton: Skeleton, checkpoint: Checkpoint, recipe: Recipe, layout: WeightLayout) -> Plan:
+    """Resolve `recipe` on a model; every decision comes with its reason.
+
+    Raises:
+      SchemeError: a group size does not divide a site and the recipe's remainder is "refuse".
+    """
+    sites = tuple(_plan_site(site, recipe, layout) for site in find_sites(skeleton, checkpoint))
+    at_sites = {s.site.tensor for s in sites}
+    others = {}
+    for name in checkpoint.names:
+        if name not in at_sites:
+            info = checkpoint.info(name)
+            cast = recipe.others if info.dtype.is_floating_point else None
+            others[name] = (cast or info.dtype, tuple(info.shape))
+    return Plan(checkpoint.path, skeleton, recipe, layout, sites, others, checkpoint.num_bytes)
+
+
+def num_bytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
+    """Bytes of a dense tensor."""
+    return dtype.itemsize * math.prod(shape)
+
+
+def _plan_site(site: Site, recipe: Recipe, layout: WeightLayout) -> SitePlan:
+    before = num_bytes(site.dtype, site.shape)
+    rule = recipe.rule_for(site)
+    weights, reason = _decide(site, rule, recipe, layout)
+    if isinstance(weights, Scheme):
+        after = sum(num_bytes(*spec) for spec in layout.tensors(site.tensor, site.shape, weights).values())
+    else:
+        after = num_bytes(weights or site.dtype, site.shape)
+    method, estimator = (rule.method, rule.estimator) if rule else ("rtn", "minmax")
+    return SitePlan(site, weights, method, estimator, reason, before, after)
+
+
+def _decide(site: Site, rule: Rule | None, recipe: Recipe, layout: WeightLayout) -> tuple[Weights, str]:
+    if rule is None:
+        protected = site.role in PROTECTED_ROLES
+        return None, f"{site.role}: kept unless a rule names it" if protected else "no rule matches it"
+    because = f"rule {rule.match!r}"
+    if not isinstance(rule.weights, Scheme):
+        return rule.weights, because if rule.weights else f"{because} keeps it"
+    try:
+        scheme, remark = fitted_scheme(site, rule, recipe.remainder)
+    except SchemeError as error:
+        error.add_note(f"at site {site.name!r}, weight {list(site.shape)} {site.dtype}")
+        raise
+    refusal = layout.refuses(site.module_class, site.shape, scheme)
+    if refusal is None and site.tied and layout.name != "halfbin":
+        refusal = "the embedding and the output head share this tensor"
+    if refusal is not None:
+        return None, f"{layout.name} cannot hold it: {refusal}"
+    return scheme, because + remark
+
+
+def fitted_scheme(site: Site, rule: Rule, remainder: str) -> tuple[Scheme, str]:
+    """The rule's scheme, fitted to how this site's weight is stored, and a remark on what was changed about it.
+
+    Raises:
+      SchemeError: the group size does not divide in_features and `remainder` is "refuse".
+    """
+    assert isinstance(rule.weights, Scheme)
+    scheme = rule.weights
+    if not rule.scale_is_stated:
+        stored = site.dtype if site.dtype in (torch.float16, torch.bfloat16) else torch.float32
+        scheme = scheme.with_scale(ScaleFormat.of(stored))
+    granularity, remark = scheme.granularity, ""
+    if site.role == "convolution" and not isinstance(granularity, PerChannel) and scheme.group_size is not None:
+        granularity, remark = PerChannel(0), "; a convolution has one scale per output channel"
+    elif len(site.shape) == 3 and isinstance(granularity, PerChannel):
+        granularity = PerToken()  # one scale for each row of every expert's matrix
+    elif site.transposed:
+        granularity = transposed(granularity)
+    if isinstance(granularity, PerGroup) and site.shape[granularity.axis] % granularity.size:
+        granularity, remark = _short_group(granularity, site.shape, remainder)
+    return dataclasses.replace(scheme, granularity=granularity), remark
+
+
+def _short_group(
+    group: PerGroup, shape: tuple[int, ...], remainder: str
+) -> tuple[PerGroup | PerChannel | PerToken, str]:
+    """What becomes of a site whose in_features the group size does not divide."""
+    length, size = shape[group.axis], group.size
+    short = f"in_features={length} leaves {length % size} columns after groups of {size}"
+    if remainder == "tail":
+        return group, f"; {short}, which get a scale of their own"
+    if remainder == "row":
+        row = PerChannel(1) if group.axis == 0 else PerToken() if len(shape) > 2 else PerChannel(0)
+        return row, f"; {short}, so one scale per row"
+    divisor = max(d for d in range(1, min(size, length) + 1) if length % d == 0)
+    raise SchemeError(f'{short}; try g{divisor}, or remainder = "row" or "tail" in the recipe')
+
+
+def _working_bytes(planned: SitePlan) -> int:
+    """The weight as stored, its codes (a byte each) and what is written; rounding itself works in small chunks."""
+    codes = planned.site.num_weights if planned.quantized else 0
+    return planned.bytes_before + codes + planned.bytes_after

@@ -1,0 +1,188 @@
+"""Recipes: rules that give each site a scheme and a method. The first rule that matches a site decides.
+
+    name = "mine"
+    remainder = "row"                  # what a last, shorter group becomes; see below
+
+    [[rule]]
+    match = "*.down_proj"              # a glob over site names, or "role:embedding", or "class:Conv2d"
+    weights = "int8-channel"           # a scheme, or "bf16", "fp16", "fp32", or "keep"
+    [[rule]]
+    match = "*"
+    weights = "int4-g128"
+    method = "hqq"                     # "rtn" unless said otherwise
+    estimator = "mse"                  # how a range is chosen: "minmax" unless said otherwise
+
+Embeddings, output heads and routers are protected: a glob with a wildcard passes them by, and only their full name or
+their role ("role:head") reaches them. What no rule matches stays as it is.
+
+`remainder` says what happens where group_size does not divide in_features: "tail" gives the last, shorter group a scale of
+its own, "row" gives the whole site one scale per row, "refuse" is an error.
+
+A scheme that does not say how scales are stored ("-f16", "-bf16", "-f32") stores them in the model's own type, since that
+is what clients cast them to: the codes are chosen with the scale that the client will really use.
+
+`others` ("keep" unless said otherwise) is what floats that are no sites are cast to: norms, biases, tables. `layout` is how
+the result is written unless the user says `--format`: "compressed-tensors", "halfbin" or "safetensors".
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib.resources
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+
+from halfbin.errors import RecipeError, SchemeError, did_you_mean
+from halfbin.methods import METHODS
+from halfbin.models import Site
+from halfbin.numerics import ESTIMATORS
+from halfbin.tensor.scheme import Scheme, parse_scheme, states_scale
+
+PROTECTED_ROLES = ("embedding", "head", "router")
+ROLES = ("linear", "expert", "convolution", *PROTECTED_ROLES)
+REMAINDERS = ("tail", "row", "refuse")
+CASTS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+LAYOUTS = ("compressed-tensors", "halfbin", "safetensors")
+RECIPE_BYTES_MAX = 2**20
+
+Weights: TypeAlias = Scheme | torch.dtype | None  # a scheme to round to, a type to cast to, or None: keep
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """What happens to the sites that `match` fits."""
+
+    match: str
+    weights: Weights
+    scale_is_stated: bool = True  # False: scales take the model's own type
+    method: str = "rtn"
+    estimator: str = "minmax"
+
+    def fits(self, site: Site) -> bool:
+        """Whether this rule speaks of `site`; protected roles must be meant, not swept up."""
+        kind, _, value = self.match.partition(":")
+        if kind == "role":
+            return site.role == value
+        if site.role in PROTECTED_ROLES:
+            return site.name == self.match
+        if kind == "class":
+            return site.module_class == value
+        return fnmatch.fnmatchcase(site.name, self.match)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Rules in order, and what holds for all of them."""
+
+    name: str
+    rules: tuple[Rule, ...]
+    remainder: str = "tail"
+    layout: str = "compressed-tensors"
+    others: torch.dtype | None = None
+    description: str = ""
+
+    def rule_for(self, site: Site) -> Rule | None:
+        """The first rule that fits, None where none does."""
+        return next((rule for rule in self.rules if rule.fits(site)), None)
+
+
+def preset_names() -> list[str]:
+    """The recipes that come with halfbin."""
+    folder = importlib.resources.files("halfbin.plan") / "presets"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_recipe(name_or_file: str | Path) -> Recipe:
+    """A preset by its name, or a recipe file.
+
+    Raises:
+      RecipeError: no such preset or file, or something in it is not understood; names the key and the nearest valid one.
+    """
+    name = str(name_or_file)
+    if name in preset_names():
+        text = (importlib.resources.files("halfbin.plan") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
+        return parse_recipe(text, source=name)
+    path = Path(name_or_file)
+    if not path.is_file():
+        raise RecipeError(f"{name!r} is neither a preset nor a recipe file{did_you_mean(name, preset_names())}")
+    if path.stat().st_size > RECIPE_BYTES_MAX:
+        raise RecipeError(f"{path} has {path.stat().st_size} bytes; a recipe has a few hundred: is it another file?")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path} is not UTF-8 text: {error}") from error
+    return parse_recipe(text, source=path.stem)
+
+
+def parse_recipe(text: str, *, source: str) -> Recipe:
+    """Read a recipe's TOML text; `source` names it in errors and gives it its name.
+
+    Raises:
+      RecipeError: names the offending key or value, and the nearest valid one.
+    """
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"recipe {source}: not valid TOML: {error}") from error
+    where = f"recipe {source}"
+    _known_keys(raw, ("name", "description", "remainder", "layout", "others", "rule"), where)
+    rules = raw.get("rule")
+    if not isinstance(rules, list) or not rules:
+        raise RecipeError(f"recipe {source}: no [[rule]]; a recipe needs at least one, with match and weights")
+    return Recipe(
+        name=str(raw.get("name", source)),
+        rules=tuple(_rule(rule, f"recipe {source}, rule {i}") for i, rule in enumerate(rules, start=1)),
+        remainder=_choice(raw, "remainder", REMAINDERS, "tail", where),
+        layout=_choice(raw, "layout", LAYOUTS, "compressed-tensors", where),
+        others=CASTS.get(_choice(raw, "others", ("keep", *CASTS), "keep", where)),
+        description=str(raw.get("description", "")),
+    )
+
+
+def _rule(raw: object, where: str) -> Rule:
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{where}: expected a table with match and weights, got {raw!r}")
+    _known_keys(raw, ("match", "weights", "method", "estimator"), where)
+    for key in ("match", "weights"):
+        if not isinstance(raw.get(key), str):
+            raise RecipeError(f"{where}: {key} = {raw.get(key)!r} is missing or no text; see halfbin's presets")
+    match, weights = raw["match"], raw["weights"]
+    kind, _, value = match.partition(":")
+    if kind == "role" and value not in ROLES:
+        raise RecipeError(f"{where}: {value!r} is no role{did_you_mean(value, ROLES)}")
+    return Rule(
+        match=match,
+        weights=_weights(weights, where),
+        scale_is_stated=states_scale(weights),
+        method=_choice(raw, "method", tuple(METHODS), "rtn", where),
+        estimator=_choice(raw, "estimator", tuple(ESTIMATORS), "minmax", where),
+    )
+
+
+def _weights(text: str, where: str) -> Weights:
+    if text == "keep":
+        return None
+    if text in CASTS:
+        return CASTS[text]
+    try:
+        return parse_scheme(text)
+    except SchemeError as error:
+        raise RecipeError(f"{where}: weights = {text!r}: {error}") from error
+
+
+def _choice(raw: Mapping[str, Any], key: str, allowed: tuple[str, ...], default: str, where: str) -> str:
+    value = raw.get(key, default)
+    if value not in allowed:
+        raise RecipeError(f"{where}: {key} = {value!r} is not understood{did_you_mean(str(value), allowed)}")
+    return str(value)
+
+
+def _known_keys(raw: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
+    for key in raw:
+        if key not in known:
+            raise RecipeError(f"{where}: unknown key {key!r}{did_you_mean(key, known)}")

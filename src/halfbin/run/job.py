@@ -1,0 +1,141 @@
+"""The whole life of a run: open, plan, write, read back, measure, report."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from halfbin import demo
+from halfbin.errors import LimitError
+from halfbin.formats.checkpoint import Checkpoint, open_checkpoint
+from halfbin.formats.read import layout_named, open_quantized
+from halfbin.models import open_skeleton
+from halfbin.plan import Plan, load_recipe, make_plan
+from halfbin.run import html
+from halfbin.run.assemble import Finished, assemble
+from halfbin.run.events import Event, OnEvent
+from halfbin.run.execute import Written, execute
+from halfbin.run.histogram import weight_histogram
+from halfbin.run.measure import Measured, Text, evaluation_text, measure, too_large
+from halfbin.run.memory import MemoryPeak
+from halfbin.run.output import REPORT_NAME, OutputDirectory
+from halfbin.run.report import Histogram, Report
+from halfbin.tensor.qtensor import QTensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What the user asked for."""
+
+    model: str
+    recipe: str | Path = "int4"
+    layout: str | None = None
+    text: Path | None = None
+    max_tokens: int | None = None
+    evaluate: bool = True
+    force: bool = False
+    trust_remote_code: bool = False
+    device: str = "cpu"
+    max_kl: float | None = None
+
+
+@dataclass(slots=True)
+class _Clock:
+    """Seconds by stage, in order, and the events that tell of them."""
+
+    on_event: OnEvent | None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def stage(self, name: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+        started = time.monotonic()
+        yield lambda done, total: self.tell(name, done, total, unit)
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
+
+    def tell(self, stage: str, done: int, total: int, unit: str) -> None:
+        if self.on_event:
+            self.on_event(Event(stage, done, total, unit))
+
+
+def model_directory(model: str | Path) -> Path:
+    """The directory that the user means; `demo` is the embedded model unless a directory has that name."""
+    if str(model) == "demo" and not Path(model).exists():
+        return demo.model_path()
+    return Path(model)
+
+
+@contextlib.contextmanager
+def planned(job: Job) -> Iterator[tuple[Plan, Checkpoint]]:
+    """The plan of a job and the open checkpoint; nothing heavy is done yet."""
+    recipe = load_recipe(job.recipe)
+    directory = model_directory(job.model)
+    with open_checkpoint(directory) as checkpoint:
+        skeleton = open_skeleton(directory, trust_remote_code=job.trust_remote_code)
+        layout = layout_named(job.layout or recipe.layout, skeleton.dtype)
+        yield make_plan(skeleton, checkpoint, recipe, layout), checkpoint
+
+
+def run_job(job: Job, target: Path, on_event: OnEvent | None = None) -> Report:
+    """Quantize a model directory into `target`, measure it, and leave report.json and report.html beside the weights.
+
+    Raises:
+      HalfbinError: whatever the user can mend; the target is then as it was before.
+      LimitError: finished, but KL is above `job.max_kl`; the result is there, with its report.
+    """
+    clock = _Clock(on_event)
+    text = evaluation_text(job.text, job.max_tokens)
+    with (
+        MemoryPeak() as peak,
+        planned(job) as (plan, checkpoint),
+        OutputDirectory(target, source=plan.directory, force=job.force) as output,
+    ):
+        finished = _carry_out(job, plan, checkpoint, output.work, text=text, clock=clock)
+        report = assemble(finished, target, seconds=clock.seconds, peak_memory_bytes=peak.bytes)
+        report.write(output.work / REPORT_NAME)
+        html.write(report, output.work / "report.html")
+        output.commit()
+    if job.max_kl is not None and report.kl is not None and not report.kl.mean <= job.max_kl:
+        raise LimitError(
+            f"mean KL is {report.kl.mean:.4g} nats, above --max-kl {job.max_kl:g}; {target} was written all the same, "
+            "with its report: try a recipe with more bits or smaller groups"
+        )
+    return report
+
+
+def _carry_out(job: Job, plan: Plan, checkpoint: Checkpoint, work: Path, *, text: Text, clock: _Clock) -> Finished:
+    """Write, read back and measure; nothing of it has its final name yet."""
+    with clock.stage("quantizing", "bytes") as step:
+        written = execute(plan, checkpoint, work, device=job.device, on_step=step)
+    measured: Measured | None = None
+    obstacle = too_large(checkpoint.num_parameters) if job.evaluate else "quality was not measured: --no-evaluate"
+    if obstacle is None:
+        with clock.stage("evaluating", "windows") as step:
+            measured = measure(plan.skeleton, work, text, device=job.device, on_step=step)
+    with clock.stage("reporting", "sites"):
+        histograms = _histograms(written, checkpoint, work)
+    return Finished(
+        model=str(job.model),
+        plan=plan,
+        num_parameters=checkpoint.num_parameters,
+        written=written,
+        measured=measured,
+        text_name=text.name,
+        histograms=histograms,
+        warnings=() if obstacle is None else (obstacle,),
+    )
+
+
+def _histograms(written: Written, checkpoint: Checkpoint, work: Path) -> dict[str, Histogram]:
+    """Pictures of the weights of the worst, the median and the best site."""
+    order = sorted(written.errors, key=lambda name: written.errors[name].relative)
+    chosen = dict.fromkeys(order[i] for i in (-1, len(order) // 2, 0)) if order else {}
+    pictures = {}
+    with open_quantized(work) as result:
+        for name in chosen:
+            q = result.read(name)
+            if isinstance(q, QTensor):
+                pictures[name] = weight_histogram(checkpoint.read(name), q)
+    return pictures

@@ -1,0 +1,48 @@
+"""Evaluate checkpoints as they lie on disk: one alone, or two side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from halfbin.errors import ModelError
+from halfbin.evaluate import Comparison, Perplexity, compare, perplexity
+from halfbin.models import load_weights, open_skeleton
+from halfbin.run.events import Event, OnEvent
+from halfbin.run.measure import evaluation_text, windows_of
+
+
+def judge(
+    a: Path,
+    b: Path | None,
+    *,
+    text: Path | None = None,
+    context: int | None = None,
+    stride: int | None = None,
+    max_tokens: int | None = None,
+    trust_remote_code: bool = False,
+    device: str = "cpu",
+    on_event: OnEvent | None = None,
+) -> Judgement:
+    """Perplexity of `a`, or what `b` lost against it; both dequantized to float32 by halfbin's own readers.
+
+    Raises:
+      ModelError: a model that does not predict tokens.
+    """
+    skeleton = open_skeleton(a, trust_remote_code=trust_remote_code)
+    if not skeleton.generates:
+        raise ModelError(f"{a}: {skeleton.model_class.__name__} does not predict tokens, so it has no perplexity")
+    chosen = evaluation_text(text, max_tokens)
+    windows = windows_of(skeleton, chosen, context=context, stride=stride)
+
+    def on_step(done: int, total: int) -> None:
+        if on_event:
+            on_event(Event("evaluating", done, total, "windows"))
+
+    first = load_weights(skeleton).to(device)
+    if b is None:
+        return perplexity(first, windows, on_step=on_step)
+    second = load_weights(open_skeleton(b, trust_remote_code=trust_remote_code)).to(device)
+    return compare(first, second, windows, on_step=on_step)
+
+
+Judgement = Comparison | Perplexity

@@ -1,0 +1,225 @@
+"""What a written checkpoint costs: it is loaded as its clients load it, and held against the original on a text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from halfbin import demo
+from halfbin.errors import DataError, FormatError, ModelError
+from halfbin.evaluate import (
+    Comparison,
+    EmbeddingComparison,
+    Perplexity,
+    TensorError,
+    Windows,
+    compare,
+    compare_embeddings,
+    cut,
+    default_context,
+    embed,
+    output_errors,
+    perplexity,
+    tokenize,
+)
+from halfbin.evaluate.logits import evaluating
+from halfbin.formats.read import open_quantized
+from halfbin.models import Skeleton, load_as_client, load_weights, targets
+from halfbin.run.memory import available_bytes
+
+DEFAULT_TOKENS = 32_768  # of the embedded text, when the user gave none
+PROOF_TOKENS = 64
+OUTPUT_ERROR_TOKENS = 1024
+SENTENCES = 256
+# Client and halfbin multiply the same weights in the same type; what differs is only how a product is summed up.
+PROOF_TOLERANCE = 1e-4
+
+OnStep = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """What quality is measured on, and what it is called in reports."""
+
+    name: str
+    text: str
+    max_tokens: int | None = None
+
+
+def evaluation_text(path: Path | None, max_tokens: int | None = None) -> Text:
+    """The user's text, or the one that ships with halfbin: Python source that the demo model has not seen.
+
+    Raises:
+      DataError: the file cannot be read or is not text.
+    """
+    if path is None:
+        return Text("halfbin's held-out Python source", demo.heldout_text(), max_tokens or DEFAULT_TOKENS)
+    try:
+        return Text(path.name, path.read_text(encoding="utf-8"), max_tokens)
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+
+
+def windows_of(skeleton: Skeleton, text: Text, *, context: int | None = None, stride: int | None = None) -> Windows:
+    """The text, tokenized by the model's own tokenizer and cut into windows."""
+    tokens = tokenize(load_tokenizer(skeleton), text.text)
+    ids = tokens.ids[: text.max_tokens]
+    whole = len(ids) == len(tokens.ids)
+    return cut(
+        ids,
+        context=context or default_context(skeleton.config, at_most=1024),
+        stride=stride,
+        bos=tokens.bos,
+        num_bytes=tokens.num_bytes if whole else None,
+    )
+
+
+def load_tokenizer(skeleton: Skeleton) -> transformers.PreTrainedTokenizerBase:
+    """The model's own tokenizer.
+
+    Raises:
+      ModelError: the directory has none that transformers can open.
+    """
+    try:
+        return transformers.AutoTokenizer.from_pretrained(str(skeleton.path), local_files_only=True)
+    except Exception as error:  # transformers raises many kinds
+        raise ModelError(
+            f"{skeleton.path}: no tokenizer that transformers can open ({type(error).__name__}: {error}); "
+            "add its files, or pass --no-evaluate"
+        ) from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """Everything that was measured on a written checkpoint; exactly one of `language` and `embeddings` is given."""
+
+    definition: str
+    language: Comparison | None = None
+    embeddings: EmbeddingComparison | None = None
+    default_load: Perplexity | None = None
+    output_errors: Mapping[str, TensorError]  # by the tensor's name on disk
+
+
+def too_large(num_parameters: int) -> str | None:
+    """Why a model cannot be measured on this machine; None when it can."""
+    needed, free = 2 * 4 * num_parameters, available_bytes()
+    if free is None or needed < 0.9 * free:
+        return None
+    return (
+        f"quality was not measured: both models in float32 take {needed / 2**30:.1f} GiB, "
+        f"{free / 2**30:.1f} GiB are free; run `halfbin evaluate` on a larger machine"
+    )
+
+
+def measure(
+    skeleton: Skeleton,
+    directory: Path,
+    text: Text,
+    *,
+    device: str = "cpu",
+    on_step: OnStep | None = None,
+) -> Measured:
+    """Load `directory` as its clients do, prove that it computes what was written, and compare it with the original.
+
+    Args:
+      skeleton: the original model.
+      directory: the written checkpoint.
+      text: what to measure on.
+      device: where to compute.
+      on_step: called with (steps done, steps in all).
+
+    Raises:
+      ModelError: the client does not load it.
+      FormatError: the client computes something else than the dequantized weights give.
+    """
+    original = load_weights(skeleton).to(device)
+    client = load_checked(skeleton, directory).to(device)
+    if not skeleton.generates:
+        return _measure_encoder(skeleton, directory, original, client, text)
+    windows = windows_of(skeleton, text)
+    prove_client(skeleton, directory, client, windows)
+    default = skeleton.dtype != torch.float32
+    rounds = 2 if default else 1
+
+    def first(done: int, total: int) -> None:
+        if on_step:
+            on_step(done, total * rounds)
+
+    def second(done: int, total: int) -> None:
+        if on_step:
+            on_step(total + done, total * rounds)
+
+    comparison = compare(original, client, windows, on_step=first)
+    errors = _output_errors(skeleton, directory, original, windows)
+    del original, client
+    default_load = (
+        perplexity(load_checked(skeleton, directory, None).to(device), windows, on_step=second) if default else None
+    )
+    return Measured(definition=windows.describe(), language=comparison, default_load=default_load, output_errors=errors)
+
+
+def load_checked(skeleton: Skeleton, directory: Path, dtype: torch.dtype | None = torch.float32) -> nn.Module:
+    """The checkpoint as whoever can read it loads it: transformers, or halfbin for its own layout."""
+    with open_quantized(directory) as checkpoint:
+        ours = checkpoint.layout_name == "halfbin"
+    if ours:
+        return load_weights(skeleton, dtype=dtype or skeleton.dtype, directory=directory)
+    return load_as_client(skeleton, directory, dtype=dtype)
+
+
+def prove_client(skeleton: Skeleton, directory: Path, client: nn.Module, windows: Windows) -> None:
+    """The client's logits must be those of the dequantized weights, within float32 rounding.
+
+    Raises:
+      FormatError: they are not.
+    """
+    ids = windows.input_ids(0)[None, :PROOF_TOKENS]
+    ours = load_weights(skeleton, directory=directory).to(next(client.parameters()).device)
+    with evaluating(client, ours):
+        expected, got = _logits(ours, ids), _logits(client, ids)
+    difference, size = float((expected - got).abs().max()), float(expected.abs().max())
+    if not difference <= PROOF_TOLERANCE * size:
+        raise FormatError(
+            f"{directory}: transformers computes other logits than the written weights give: they differ by "
+            f"{difference:.3g} where the largest is {size:.3g}; please report this, and use --format halfbin meanwhile"
+        )
+
+
+def _logits(model: nn.Module, ids: Tensor) -> Tensor:
+    output = model(input_ids=ids.to(next(model.parameters()).device))
+    logits: Tensor = output.logits.float()
+    return logits
+
+
+def _output_errors(
+    skeleton: Skeleton, directory: Path, original: nn.Module, windows: Windows
+) -> dict[str, TensorError]:
+    """The error of each quantized layer's outputs on a few windows, by the weight's name on disk."""
+    few = cut(windows.tokens[:OUTPUT_ERROR_TOKENS], context=windows.context, stride=None, bos=windows.bos)
+    with open_quantized(directory) as checkpoint:
+        rounded = [name for name in checkpoint.names if checkpoint.scheme(name) is not None]
+        tensor_of = {
+            target.parameter.removesuffix(".weight"): name
+            for name, target in targets(skeleton, rounded).items()
+            if target.unchanged and target.parameter.endswith(".weight")
+        }
+        device = next(original.parameters()).device
+        errors = output_errors(
+            original, lambda module: checkpoint.read_values(tensor_of[module]).to(device), few, names=list(tensor_of)
+        )
+    return {tensor_of[module]: error for module, error in errors.items()}
+
+
+def _measure_encoder(
+    skeleton: Skeleton, directory: Path, original: nn.Module, client: nn.Module, text: Text
+) -> Measured:
+    sentences = [line.strip() for line in text.text.splitlines() if len(line.strip()) >= 20][:SENTENCES]
+    tokenizer = load_tokenizer(skeleton)
+    embeddings = compare_embeddings(embed(original, tokenizer, sentences), embed(client, tokenizer, sentences))
+    definition = f"mean-pooled, L2-normalised embeddings of {len(sentences)} lines of the text, at most 128 tokens each"
+    return Measured(definition=definition, embeddings=embeddings, output_errors={})
