@@ -32,7 +32,7 @@ SHAPES = {
 }
 
 
-def example_site(name: str, shape: tuple[int, ...], spelling: str, seed: int, output: bool = True) -> SiteReport:
+def example_site(name: str, shape: tuple[int, ...], spelling: str, seed: int) -> SiteReport:
     """A site whose errors and histogram come from rounding a heavy-tailed random weight."""
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(shape, generator=generator)
@@ -48,9 +48,11 @@ def example_site(name: str, shape: tuple[int, ...], spelling: str, seed: int, ou
         method="rtn",
         bytes_before=4 * weight.numel(),
         bytes_after=math.ceil(scheme.num_bits(shape) / 8),
-        reason="rule 2 of int4: '*'" if shape[1] % 32 == 0 else "in_features 172 is no multiple of 32: one scale per row",
+        reason="rule 2 of int4: '*'"
+        if shape[1] % 32 == 0
+        else "in_features 172 is no multiple of 32: one scale per row",
         weight_error=ErrorSize(relative=relative, snr_db=-20 * math.log10(relative), max_abs=float(move.abs().max())),
-        output_error=ErrorSize(relative=0.9 * relative, snr_db=-20 * math.log10(0.9 * relative), max_abs=0.3) if output else None,
+        output_error=ErrorSize(relative=0.9 * relative, snr_db=-20 * math.log10(0.9 * relative), max_abs=0.3),
         histogram=weight_histogram(weight, q),
     )
 
@@ -97,7 +99,7 @@ def example_report(num_layers: int = 5) -> Report:
 
 def hostile_report(name: str) -> Report:
     """The example with `name` wherever a stranger's file could put text."""
-    report = example_report(2)
+    report = example_report(1)
     sites = tuple(dataclasses.replace(site, name=f"{name}.{i}", reason=name) for i, site in enumerate(report.sites))
     return dataclasses.replace(
         report,

@@ -23,14 +23,18 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 def render(report: Report) -> str:
     """The page as text; the same report gives the same text."""
-    page: str = _environment().get_template("report.html").render(
-        report=report,
-        plots=plots(report),
-        histograms=histogram_plots(report),
-        snippet=snippet(report.layout, report.output),
-        needs=needs(report.layout),
-        has_output_errors=any(site.output_error for site in report.sites),
-        largest_error=max((_relative(site.weight_error) for site in report.quantized), default=0.0),
+    page: str = (
+        _environment()
+        .get_template("report.html")
+        .render(
+            report=report,
+            plots=plots(report),
+            histograms=histogram_plots(report),
+            snippet=snippet(report.layout, report.output),
+            needs=needs(report.layout),
+            has_output_errors=any(site.output_error for site in report.sites),
+            largest_error=max((_relative(site.weight_error) for site in report.quantized), default=0.0),
+        )
     )
     return page
 
@@ -45,7 +49,11 @@ def _environment() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     for function in (
         wording.change,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from halfbin.formats.read import open_quantized
 from halfbin.run import jsonable
+from halfbin.run.events import Event, OnEvent
 from halfbin.run.histogram import finite_levels
 from halfbin.tensor.qtensor import QTensor
 
@@ -138,3 +142,20 @@ def inspect_tensor(name: str, num_bytes: int, read: Callable[[], QTensor | torch
         )
     dtype = str(tensor.dtype).removeprefix("torch.")
     return TensorInspection(name=name, shape=tuple(tensor.shape), bytes=num_bytes, dtype=dtype)
+
+
+def inspect_checkpoint(directory: Path, on_event: OnEvent | None = None) -> Inspection:
+    """Describe every tensor of the checkpoint in `directory`, one in memory at a time.
+
+    Raises:
+      FormatError: the directory holds no checkpoint, or not the one that its config.json speaks of.
+    """
+    with open_quantized(directory) as checkpoint:
+        tensors = []
+        for done, name in enumerate(checkpoint.names, start=1):
+            tensors.append(inspect_tensor(name, checkpoint.bytes_of(name), functools.partial(checkpoint.read, name)))
+            if on_event:
+                on_event(Event("inspecting", done, len(checkpoint.names), "tensors", name))
+        return Inspection(
+            path=str(directory), layout=checkpoint.layout_name, bytes=checkpoint.num_bytes, tensors=tuple(tensors)
+        )

@@ -84,4 +84,6 @@ def _read_float(data: object, where: str) -> float:
 def _expect(data: object, kind: type, where: str) -> Any:
     if isinstance(data, kind) and not (isinstance(data, bool) and kind is int):
         return data
-    raise FormatError(f"{where or 'the document'!r} should be {kind.__name__}, but is {type(data).__name__}: {data!r:.60}")
+    raise FormatError(
+        f"{where or 'the document'!r} should be {kind.__name__}, but is {type(data).__name__}: {data!r:.60}"
+    )

@@ -33,7 +33,7 @@ class Plot:
 
 def plots(report: Report) -> tuple[Plot, ...]:
     """The drawings that this report has the numbers for."""
-    found = [size_plot(report), error_plot(report), profile_plot(report)]
+    found = [size_plot(report), profile_plot(report), error_plot(report)]
     return tuple(plot for plot in found if plot is not None)
 
 
@@ -45,7 +45,9 @@ def size_plot(report: Report) -> Plot:
     for row, when in enumerate(("before", "after")):
         left = 0
         for name, colour, sizes in parts:
-            axes.barh(row, sizes[row], left=left, height=0.62, color=INK[colour], label=label(name) if row == 0 else None)
+            axes.barh(
+                row, sizes[row], left=left, height=0.62, color=INK[colour], label=label(name) if row == 0 else None
+            )
             left += sizes[row]
         total = (report.bytes_before, report.bytes_after)[row]
         axes.text(left + 0.015 * largest, row, f"{size(total)}", va="center", fontsize=12, color=INK["text"])
@@ -53,7 +55,9 @@ def size_plot(report: Report) -> Plot:
     axes.set_xlim(0, largest * 1.22)
     axes.invert_yaxis()
     axes.set_axis_off()
-    drawing.legend(loc="outside lower left", ncols=3, frameon=False, fontsize=11, labelcolor=INK["muted"], handlelength=1)
+    drawing.legend(
+        loc="outside lower left", ncols=3, frameon=False, fontsize=11, labelcolor=INK["muted"], handlelength=1
+    )
     rows = "; ".join(f"{name}: {size(sizes[0])} before, {size(sizes[1])} after" for name, _, sizes in parts)
     svg = to_svg(drawing, name="size", description=f"Size on disk. {rows}")
     return Plot("Size on disk", "Weights only, as they lie on disk; scales and zero points are counted.", svg)
@@ -64,18 +68,18 @@ def error_plot(report: Report) -> Plot | None:
     sites = report.worst
     if not sites:
         return None
-    shown = set(sites[:MAX_BARS])
-    ordered = [site for site in report.quantized if site in shown]
+    shown = {site.name for site in sites[:MAX_BARS]}
+    ordered = [site for site in report.quantized if site.name in shown]
     names = tails([site.name for site in ordered])
-    drawing, axes = figure(560, 70 + 17 * len(ordered))
+    drawing, axes = figure(480, 70 + 17 * len(ordered))
     _error_bars(axes, ordered)
     axes.set_yticks(range(len(ordered)), [label(_shorten(names[site.name])) for site in ordered], fontsize=10)
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(ordered) - 0.4, -0.6)
-    axes.set_xlabel("relative error, ‖w − ŵ‖ / ‖w‖", fontsize=11, color=INK["muted"])
+    axes.set_xlabel("relative error", fontsize=11, color=INK["muted"])
     axes.grid(axis="x", color=INK["line"], linewidth=0.6)
     if any(site.output_error for site in ordered):
-        axes.legend(loc="best", fontsize=11, labelcolor=INK["muted"], frameon=False)
+        axes.figure.legend(loc="outside upper right", ncols=2, fontsize=11, labelcolor=INK["muted"], frameon=False)
     worst = sites[0]
     assert worst.weight_error is not None
     which = f"The {MAX_BARS} largest of {len(sites)}" if len(sites) > MAX_BARS else "All quantized sites"
@@ -89,19 +93,23 @@ def profile_plot(report: Report) -> Plot | None:
     depth = {index for points in series.values() for index in points}
     if len(depth) < MIN_LAYERS:
         return None
-    drawing, axes = figure(560, 300)
+    drawing, axes = figure(460, 290)
     names = tails(list(series))
     for colour, (kind, points) in zip(SERIES, series.items(), strict=False):
         where = sorted(points)
         heights = [points[i] for i in where]
-        axes.plot(where, heights, color=colour, linewidth=1.6, marker="o", markersize=3.5, label=label(_shorten(names[kind])))
+        axes.plot(
+            where, heights, color=colour, linewidth=1.6, marker="o", markersize=3.5, label=label(_shorten(names[kind]))
+        )
     _error_axis(axes, "y", [value for points in series.values() for value in points.values()])
     axes.set_xlabel("layer", fontsize=11, color=INK["muted"])
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     axes.grid(axis="y", color=INK["line"], linewidth=0.6)
     columns = 2 if max(len(names[kind]) for kind in series) > 14 else 4
     drawing.legend(loc="outside lower left", ncols=columns, frameon=False, fontsize=10, labelcolor=INK["muted"])
-    note = "Relative weight error along the depth of the model; where a layer has several such sites (experts), the worst."
+    note = (
+        "Relative weight error along the depth of the model; where a layer has several such sites (experts), the worst."
+    )
     return Plot("Error by layer", note, to_svg(drawing, name="profile", description=note))
 
 
@@ -113,7 +121,7 @@ def histogram_plots(report: Report) -> tuple[Plot, ...]:
     chosen = {"Worst": ranked[0], "Median": ranked[len(ranked) // 2], "Best": ranked[-1]}
     distinct: dict[str, SiteReport] = {}
     for rank, site in chosen.items():
-        if site not in distinct.values():
+        if all(site is not other for other in distinct.values()):
             distinct[rank] = site
     return tuple(_histogram_plot(rank, site) for rank, site in distinct.items())
 
@@ -135,7 +143,9 @@ def _histogram_plot(rank: str, site: SiteReport) -> Plot:
     levels = count(len(histogram.levels), "level")
     note = f"{site.weights}, {levels}; relative error {percent(error.relative)}, {number(error.snr_db, 3)} dB"
     description = f"Histogram of the weights of {site.name}: {note}"
-    return Plot(f"{rank}: {site.name}", note, to_svg(drawing, name=f"histogram-{rank.lower()}", description=description))
+    return Plot(
+        f"{rank}: {site.name}", note, to_svg(drawing, name=f"histogram-{rank.lower()}", description=description)
+    )
 
 
 def _size_parts(report: Report) -> list[tuple[str, str, tuple[int, int]]]:
@@ -161,12 +171,12 @@ def _error_bars(axes: Axes, sites: Sequence[SiteReport]) -> None:
     scale = _error_axis(axes, "x", [*weight, *output])
     left = scale if scale > 0 else 0.0
     widths = [value - left if math.isfinite(value) else 0.0 for value in weight]
-    axes.barh(range(len(sites)), widths, left=left, height=0.66, color=INK["accent"], label="weight")
+    axes.barh(range(len(sites)), widths, left=left, height=0.66, color=INK["accent-soft"], label="of the weight")
     for row, value in enumerate(weight):
         if not math.isfinite(value):
             axes.text(left, row, f" {number(value)}", va="center", fontsize=10, color=INK["warm"])
     if any(map(math.isfinite, output)):
-        axes.plot(output, range(len(sites)), "D", color=INK["warm"], markersize=4, label="output")
+        axes.plot(output, range(len(sites)), "D", color=INK["warm"], markersize=4, label="of the output")
 
 
 def _error_axis(axes: Axes, axis: str, values: Sequence[float]) -> float:

@@ -54,6 +54,15 @@ class Divergence:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Embeddings:
+    """For models that predict no tokens: how far sentence embeddings moved. mean_cosine: 1 is the same direction."""
+
+    mean_cosine: float
+    mean_squared_error: float
+    num_sentences: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorSize:
     """How far a tensor moved: ||x - x_hat|| / ||x||, the same as a signal-to-noise ratio, and the largest move."""
 
@@ -93,7 +102,9 @@ class SiteReport:
 
     def __post_init__(self) -> None:
         if (self.scheme is None) == (self.dtype is None):
-            raise ValueError(f"site {self.name!r} needs either a scheme or a dtype, got {self.scheme!r} and {self.dtype!r}")
+            raise ValueError(
+                f"site {self.name!r} needs either a scheme or a dtype, got {self.scheme!r} and {self.dtype!r}"
+            )
 
     @property
     def num_weights(self) -> int:
@@ -147,6 +158,7 @@ class Report:
     after_default_load: DefaultLoad | None = None
     kl: Divergence | None = None
     top1_agreement: float | None = None
+    embeddings: Embeddings | None = None
     evaluation: Evaluation | None = None
     timings: Mapping[str, float] = field(default_factory=dict)
     peak_memory_bytes: int | None = None

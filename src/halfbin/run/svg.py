@@ -94,8 +94,9 @@ def _embed(svg: str, name: str, description: str) -> str:
     found = re.search(r'viewBox="0 0 ([0-9.]+) ([0-9.]+)"', head)
     assert found is not None
     width, height = found[1], found[2]
+    spoken = escape(printable(description), quote=True)
     opening = (
-        f'<svg class="plot" role="img" aria-label="{escape(description, quote=True)}" viewBox="0 0 {width} {height}" '
+        f'<svg class="plot" role="img" aria-label="{spoken}" viewBox="0 0 {width} {height}" '
         f'style="max-width: {float(width):.0f}px" xmlns="http://www.w3.org/2000/svg" '
         f'xmlns:xlink="http://www.w3.org/1999/xlink">'
     )

@@ -27,7 +27,7 @@ def number(value: float | None, digits: int = 4) -> str:
         return "not a number" if math.isnan(value) else "infinite" if value > 0 else "-infinite"
     if value == 0:
         return "0"
-    magnitude = math.floor(math.log10(abs(value)))
+    magnitude = int(f"{value:.{digits - 1}e}".partition("e")[2])  # after rounding: 999.96 has four digits as 1,000
     if not -5 < magnitude < 9:
         return f"{value:.{digits - 1}e}"
     return f"{value:,.{max(digits - 1 - magnitude, 0)}f}"
