@@ -14,6 +14,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm  # type: ignore[import-untyped] # ships no types
+
 CALLS: list[dict[str, Any]] = []
 OUTCOMES: dict[str, BaseException] = {}
 """What a verb raises when its model has this name."""
@@ -27,6 +29,8 @@ def quantize(model: str, output: Path, **options: Any) -> Any:
     CALLS.append({"verb": "quantize", "model": model, "output": output, **options})
     sys.stdout.write("a library talks to stdout\n")
     warnings.warn("a library warns", stacklevel=1)
+    for _ in tqdm([1], disable=False):
+        pass
     _maybe_fail(model)
     if on_event := options["on_event"]:
         for done in range(4):

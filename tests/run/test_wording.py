@@ -63,3 +63,10 @@ def test_durations_have_the_unit_that_suits_them(seconds: float, text: str) -> N
 
 def test_names_lose_what_could_move_a_cursor() -> None:
     assert wording.printable("a\x1b[31mb\u202ec\nd é 漢") == "a\ufffd[31mb\ufffdc\ufffdd é 漢"
+
+
+@pytest.mark.parametrize(
+    ("path", "name"), [("a/b/", "b"), ("C:\\models\\x", "x"), ("demo", "demo"), ("/", "/"), ("", "")], ids=repr
+)
+def test_a_path_is_known_by_its_last_part(path: str, name: str) -> None:
+    assert wording.base_name(path) == name

@@ -21,6 +21,7 @@ def inspect(
 ) -> None:
     """Show scheme, bytes, bits per weight and the use of codes for every tensor. Changes nothing.
 
+    [bold]bits[/bold]: all stored bits over the number of weights, scales included.
     [bold]codes[/bold] is a histogram from the lowest to the highest value. [bold]saturated[/bold]: weights on the lowest or the
     highest value, each group's own largest among them. [bold]unused[/bold]: values that no weight takes.
 

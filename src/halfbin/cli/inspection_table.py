@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich import box
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from halfbin.cli.screen import plain
+from halfbin.cli.screen import BLANK, facts, page, plain, rows
 from halfbin.run.inspection import Inspection, TensorInspection
 from halfbin.run.wording import count, number, percent, size
 
@@ -20,10 +19,10 @@ NUM_BARS = 16
 def inspection_table(inspection: Inspection) -> RenderableType:
     """A row for each tensor, and the totals."""
     with_codes = bool(inspection.quantized)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = rows()
     table.add_column("tensor", overflow="fold")
-    table.add_column("stored as", overflow="fold")
-    for heading in ("shape", "size", "bits/weight"):
+    table.add_column("stored as", no_wrap=True)
+    for heading in ("shape", "size", "bits"):
         table.add_column(heading, justify="right", no_wrap=True)
     if with_codes:
         table.add_column("codes", no_wrap=True)
@@ -34,7 +33,7 @@ def inspection_table(inspection: Inspection) -> RenderableType:
         numbers = [plain(shape), plain(size(tensor.bytes)), plain(number(tensor.bits_per_weight, 3))]
         codes = _codes(tensor) if with_codes else []
         table.add_row(plain(tensor.name), plain(tensor.weights, "bold" if tensor.scheme else ""), *numbers, *codes)
-    return Group(table, _totals(inspection), Text())
+    return page(table, BLANK, _totals(inspection))
 
 
 def sparkline(counts: Sequence[int], num_bars: int = NUM_BARS) -> str:
@@ -58,8 +57,7 @@ def _codes(tensor: TensorInspection) -> list[Text]:
 
 
 def _totals(inspection: Inspection) -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim")
+    table = facts()
     table.add_row("checkpoint", plain(inspection.path, "bold") + plain(f"   {inspection.layout}", "dim"))
     quantized = f"{count(len(inspection.tensors), 'tensor')}, {len(inspection.quantized)} quantized"
     table.add_row("tensors", f"{quantized}; {count(inspection.num_weights, 'weight')}")

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import RenderableType
-from rich.table import Table
 
-from halfbin.cli.screen import plain
+from halfbin.cli.screen import facts, page, plain
 from halfbin.evaluate import Comparison, Perplexity
 from halfbin.run import jsonable
 from halfbin.run.wording import change, number, percent
@@ -28,12 +27,12 @@ def judgement_json(found: Comparison | Perplexity) -> dict[str, Any]:
 
 def judgement_table(found: Comparison | Perplexity, a: str, b: str | None) -> RenderableType:
     """What people read."""
-    table = Table.grid(padding=(0, 2))
+    table = facts()
     if isinstance(found, Perplexity):
         table.add_row("perplexity", plain(number(found.value), "bold"), plain(a, "dim"))
         table.add_row("nll", number(found.nll), "nats per token")
         table.add_row("tokens scored", f"{found.num_tokens:,}")
-        return table
+        return page(table)
     table.add_row("perplexity", number(found.before.value), plain(a, "dim"))
     table.add_row("", plain(number(found.after.value), "bold"), plain(b or "", "dim"))
     table.add_row("", change(found.before.value, found.after.value))
@@ -42,7 +41,7 @@ def judgement_table(found: Comparison | Perplexity, a: str, b: str | None) -> Re
     table.add_row("KL divergence", plain(number(kl.mean, 3), "bold"), f"nats per token, mean; {spread}")
     table.add_row("top-1 agreement", plain(percent(found.top1_agreement), "bold"), "same first choice")
     table.add_row("tokens scored", f"{found.num_tokens:,}")
-    return table
+    return page(table)
 
 
 def _perplexity_json(found: Perplexity) -> dict[str, Any]:

@@ -5,22 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich import box
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
-from rich.text import Text
 
-from halfbin.cli.screen import plain
+from halfbin.cli.screen import BLANK, facts, page, plain, rows
 from halfbin.run.patterns import pattern
 from halfbin.run.wording import count, duration, ratio, size
 
 
 def plan_table(plan: Mapping[str, Any]) -> RenderableType:
     """`plan`: the JSON of a plan. What would become of every site, why, and what it adds up to."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("site", overflow="fold")
+    table = rows()
+    table.add_column("site", no_wrap=True)
     table.add_column("", justify="right", style="dim")
-    table.add_column("stored as", overflow="fold")
+    table.add_column("stored as", no_wrap=True)
     table.add_column("shape", justify="right", no_wrap=True)
     table.add_column("before", justify="right", no_wrap=True)
     table.add_column("after", justify="right", no_wrap=True)
@@ -36,7 +34,7 @@ def plan_table(plan: Mapping[str, Any]) -> RenderableType:
             size(sum(site["bytes_after"] for site in sites)),
             plain(first["reason"]),
         )
-    return Group(table, _totals(plan), plain("\nnothing was written: this is the plan", "dim"), Text())
+    return page(table, BLANK, _totals(plan), BLANK, plain("nothing was written: this is the plan", "dim"))
 
 
 def _groups(sites: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
@@ -49,8 +47,7 @@ def _groups(sites: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]
 
 
 def _totals(plan: Mapping[str, Any]) -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim")
+    table = facts()
     quantized = [site for site in plan["sites"] if site["quantized"]]
     before, after = plan["input_bytes"], plan["output_bytes"]
     table.add_row("model", plain(plan["model"], "bold") + plain(f"   {plan['recipe']}, {plan['layout']}", "dim"))

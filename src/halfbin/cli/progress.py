@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from halfbin.cli.quiet import no_foreign_bars
 from halfbin.cli.screen import remarks
 from halfbin.run.events import Event, OnEvent
 from halfbin.run.wording import duration, printable, size
@@ -20,7 +21,7 @@ def progress() -> Iterator[OnEvent | None]:
 
     What libraries print to stdout meanwhile goes to stderr, so that stdout holds the result alone.
     """
-    with contextlib.redirect_stdout(sys.stderr):
+    with contextlib.redirect_stdout(sys.stderr), no_foreign_bars():
         if not sys.stderr.isatty():
             yield None
             return

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 from typing import TextIO
 
 # Defaults only: what the user has set stays.
@@ -27,6 +29,26 @@ def set_up() -> None:
         for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
             warnings.simplefilter("ignore", category)
         warnings.showwarning = _show_warning
+
+
+@contextlib.contextmanager
+def no_foreign_bars() -> Iterator[None]:
+    """Silence tqdm also where a library asks for its bar outright, as compressed-tensors does; TQDM_DISABLE cannot."""
+    try:
+        from tqdm.std import tqdm  # type: ignore[import-untyped] # ships no types
+    except ImportError:
+        yield
+        return
+    original = tqdm.__init__
+
+    def disabled(self: object, *arguments: object, **options: object) -> None:
+        original(self, *arguments, **{**options, "disable": True})
+
+    tqdm.__init__ = disabled
+    try:
+        yield
+    finally:
+        tqdm.__init__ = original
 
 
 def _show_warning(  # noqa: PLR0917 - the signature of warnings.showwarning

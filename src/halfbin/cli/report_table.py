@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich import box
 from rich.console import Group, RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from halfbin.cli.screen import plain
+from halfbin.cli.screen import BLANK, facts, page, plain, rows
 from halfbin.run.loading import needs, snippet
 from halfbin.run.report import Report
 from halfbin.run.wording import change, count, duration, number, percent, ratio, size
@@ -18,16 +16,19 @@ from halfbin.run.wording import change, count, duration, number, percent, ratio,
 NUM_WORST = 5
 
 
-def report_table(report: Report, *, with_loading: bool = True) -> RenderableType:
+def report_table(report: Report) -> RenderableType:
     """Before and after, the worst sites, time and memory, warnings, files, and the lines that load it."""
-    parts: list[RenderableType] = [Text(), _title(report), _before_and_after(report), _cost(report)]
+    parts: list[RenderableType] = [_title(report), BLANK, _before_and_after(report), BLANK, _cost(report), BLANK]
     if report.worst:
-        parts.append(_worst(report))
+        parts.extend((_worst(report), BLANK))
     parts.append(_facts(report))
-    parts.extend(plain("warning: ", "bold yellow") + plain(warning) for warning in report.warnings)
-    if report.output is not None and with_loading:
-        parts.append(_loading(report))
-    return Group(*parts)
+    if report.warnings:
+        parts.append(BLANK)
+        parts.extend(plain("warning: ", "bold yellow") + plain(warning) for warning in report.warnings)
+    if report.output is not None:
+        parts.extend((BLANK, _files(report), BLANK, _how_to_load(report)))
+        return Group(page(*parts), *_snippet(report), BLANK)
+    return page(*parts)
 
 
 def _title(report: Report) -> Text:
@@ -36,7 +37,7 @@ def _title(report: Report) -> Text:
 
 
 def _before_and_after(report: Report) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = rows()
     table.add_column("")
     table.add_column("before", justify="right")
     table.add_column("after", justify="right", style="bold")
@@ -57,7 +58,7 @@ def _before_and_after(report: Report) -> Table:
 
 
 def _cost(report: Report) -> RenderableType:
-    table = Table.grid(padding=(0, 2))
+    table = facts()
     if report.kl is not None:
         kl = report.kl
         spread = f"median {number(kl.median, 3)} · p99 {number(kl.p99, 3)} · max {number(kl.maximum, 3)}"
@@ -73,13 +74,13 @@ def _cost(report: Report) -> RenderableType:
             f"mean over {count(found.num_sentences, 'sentence')}; squared error {number(found.mean_squared_error, 3)}"
         )
         table.add_row("embedding cosine", plain(number(found.mean_cosine, 5), "bold"), plain(sentences, "dim"))
-    return Padding(table, (0, 0, 1, 0)) if table.row_count else plain("quality was not measured", "dim")
+    return table if table.row_count else plain("quality was not measured", "dim")
 
 
 def _worst(report: Report) -> Table:
     shown = report.worst[:NUM_WORST]
     with_output = any(site.output_error for site in shown)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = rows()
     table.add_column("largest errors", overflow="fold")
     table.add_column("stored as")
     table.add_column("weight error", justify="right")
@@ -95,9 +96,7 @@ def _worst(report: Report) -> Table:
 
 
 def _facts(report: Report) -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim")
-    table.add_column(overflow="fold")
+    table = facts()
     kept = f", {len(report.left_alone)} left in floating point" if report.left_alone else ""
     table.add_row("sites", f"{len(report.quantized)} quantized{kept}")
     stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in report.timings.items())
@@ -111,13 +110,19 @@ def _facts(report: Report) -> Table:
     return table
 
 
-def _loading(report: Report) -> RenderableType:
-    assert report.output is not None
-    files = Table.grid(padding=(0, 2))
-    files.add_column(style="dim")
-    files.add_column(overflow="fold")
-    files.add_row("report", plain(str(Path(report.output) / "report.html")))
-    files.add_row("for programs", plain(str(Path(report.output) / "report.json")))
-    load = plain("\nload it") + plain(f"   {needs(report.layout)}" if needs(report.layout) else "", "dim")
-    lines = [plain(f"  {line}", "cyan") for line in snippet(report.layout, report.output).split("\n")]
-    return Group(files, load, *lines, Text())
+def _files(report: Report) -> Table:
+    table, directory = facts(), Path(report.output or "")
+    table.add_row("report", plain(str(directory / "report.html")))
+    table.add_row("for programs", plain(str(directory / "report.json")))
+    return table
+
+
+def _how_to_load(report: Report) -> Table:
+    table = facts()
+    table.add_row("load it", plain(needs(report.layout)))
+    return table
+
+
+def _snippet(report: Report) -> list[Text]:
+    """At the left edge, so that it can be copied into a Python prompt."""
+    return [plain(line, "cyan") for line in snippet(report.layout, report.output).split("\n")]

@@ -6,11 +6,16 @@ import json
 import sys
 from typing import NoReturn
 
-from rich.console import Console
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
 from rich.text import Text
 
 from halfbin.run.wording import printable
 
+BLANK = Text()
+LABEL_WIDTH = 16
 WIDTH_OF_FILES = 160  # where nobody's window sets a width, so that names are not cut at 80
 
 
@@ -35,6 +40,25 @@ def _console(*, stderr: bool) -> Console:
     if not found.is_terminal and "COLUMNS" not in found._environ:
         return _Console(stderr=stderr, highlight=False, width=WIDTH_OF_FILES)
     return found
+
+
+def page(*parts: RenderableType) -> RenderableType:
+    """Parts below each other, set off from what stands around them."""
+    return Padding(Group(*parts), (1, 0, 1, 1), expand=False)
+
+
+def rows() -> Table:
+    """An empty table with headings."""
+    return Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+
+
+def facts() -> Table:
+    """An empty table of label, value and remark; labels take the same room everywhere, so that values line up."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", min_width=LABEL_WIDTH, no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
+    return table
 
 
 def print_json(value: object) -> None:

@@ -56,6 +56,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     for function in (
+        wording.base_name,
         wording.change,
         wording.count,
         wording.duration,

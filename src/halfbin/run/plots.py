@@ -88,8 +88,9 @@ def error_plot(report: Report) -> Plot | None:
 
 
 def profile_plot(report: Report) -> Plot | None:
-    """The relative error along the depth of the model, one line for each kind of site."""
-    series = _series(report)
+    """The relative error along the depth of the model, one line for each kind of site: of the outputs where they are known."""
+    of_outputs = any(site.output_error for site in report.quantized)
+    series = _series(report, of_outputs=of_outputs)
     depth = {index for points in series.values() for index in points}
     if len(depth) < MIN_LAYERS:
         return None
@@ -107,10 +108,9 @@ def profile_plot(report: Report) -> Plot | None:
     axes.grid(axis="y", color=INK["line"], linewidth=0.6)
     columns = 2 if max(len(names[kind]) for kind in series) > 14 else 4
     drawing.legend(loc="outside lower left", ncols=columns, frameon=False, fontsize=10, labelcolor=INK["muted"])
-    note = (
-        "Relative weight error along the depth of the model; where a layer has several such sites (experts), the worst."
-    )
-    return Plot("Error by layer", note, to_svg(drawing, name="profile", description=note))
+    what = "output" if of_outputs else "weight"
+    note = f"Relative {what} error along the depth of the model; where a layer has several such sites (experts), the worst."
+    return Plot(f"{what.title()} error by layer", note, to_svg(drawing, name="profile", description=note))
 
 
 def histogram_plots(report: Report) -> tuple[Plot, ...]:
@@ -197,14 +197,14 @@ def _error_axis(axes: Axes, axis: str, values: Sequence[float]) -> float:
     return low
 
 
-def _series(report: Report) -> dict[str, dict[int, float]]:
+def _series(report: Report, *, of_outputs: bool) -> dict[str, dict[int, float]]:
     """For each kind of site the largest finite error in each layer; at most as many kinds as there are colours."""
     found: dict[str, dict[int, float]] = defaultdict(dict)
     for site in report.quantized:
-        index = layer_index(site.name)
-        if index is not None and site.weight_error is not None and math.isfinite(site.weight_error.relative):
+        index, error = layer_index(site.name), site.output_error if of_outputs else site.weight_error
+        if index is not None and error is not None and math.isfinite(error.relative):
             points = found[pattern(site.name)]
-            points[index] = max(points.get(index, 0.0), site.weight_error.relative)
+            points[index] = max(points.get(index, 0.0), error.relative)
     kept = sorted(found, key=lambda kind: max(found[kind].values()), reverse=True)[: len(SERIES)]
     return {kind: points for kind, points in found.items() if kind in kept}
 

@@ -19,6 +19,11 @@ def printable(text: str) -> str:
     return "".join("\ufffd" if unicodedata.category(char).startswith("C") else char for char in text)
 
 
+def base_name(path: str) -> str:
+    """The last part of a path of either kind; the text itself where there is none."""
+    return path.replace("\\", "/").rstrip("/").rpartition("/")[2] or path
+
+
 def number(value: float | None, digits: int = 4) -> str:
     """`value` with that many significant digits, without an exponent where it can be avoided."""
     if value is None:
