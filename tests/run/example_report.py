@@ -100,7 +100,7 @@ def example_report(num_layers: int = 5) -> Report:
 def hostile_report(name: str) -> Report:
     """The example with `name` wherever a stranger's file could put text."""
     report = example_report(1)
-    sites = tuple(dataclasses.replace(site, name=f"{name}.{i}", reason=name) for i, site in enumerate(report.sites))
+    sites = tuple(dataclasses.replace(site, name=f"{name}{i}", reason=name) for i, site in enumerate(report.sites))
     return dataclasses.replace(
         report,
         model=name,

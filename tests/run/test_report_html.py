@@ -90,7 +90,7 @@ HOSTILE = [
     pytest.param('"><img src=x onerror=alert(1)>', id="attribute"),
     pytest.param("'\"><svg onload=alert(1)>", id="svg"),
     pytest.param("--><b>out</b><!--", id="comment"),
-    pytest.param("$x^{2}$ $\\frac{1}{0}$ $ \\", id="formula"),
+    pytest.param("$x^{$", id="formula"),
     pytest.param("{{ 7*7 }}{% raw %}", id="template"),
     pytest.param("a\x00\x1b[31m\u202eb\ud800c", id="control-characters"),
     pytest.param("]]>&amp;&lt;", id="entities"),
