@@ -1,0 +1,176 @@
+"""The layout "compressed-tensors": what vLLM, SGLang and transformers read. How the bytes lie: compressed_tensors_codecs.
+
+Checked with transformers 5.23 and compressed-tensors 0.20, which load every scheme that is not refused here:
+
+- symmetric integers and fp8 load as they are, and their logits equal those of the dequantized weights;
+- zero points: with its default setting this client expects them unpacked, while its own compressor packs them. The key
+  "dequantize": true in `quantization_config` makes a plain `from_pretrained` load them right; it is transformers' own
+  setting and the files stay as specified, so we write it. vLLM's reader picks the keys it knows (read in its source, not
+  run). Passing CompressedTensorsConfig() without dequantize=True overrides the key, and the load then fails loudly;
+- mxfp4 and mxfp8 become bfloat16 in memory (no loss: a power of two times few bits) and then fail beside float32
+  activations; the same key mends that;
+- that key reads every weight by the *first* group's scheme. Hence it is written only when there is one group, and zero
+  points in a mix of schemes are refused. Never pass dequantize=True for a mix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from halfbin.errors import SchemeError
+from halfbin.formats.compressed_tensors_codecs import CODECS, format_of, module_of
+from halfbin.formats.compressed_tensors_config import arguments_of, found_in
+from halfbin.formats.layout import Infos, Parts, Read, Shape, Stored
+from halfbin.numerics import FloatFormat, IntegerFormat, ScaleFormat
+from halfbin.tensor import PerBlock, PerChannel, PerGroup, PerTensor, QTensor, Scheme
+
+VERSION = "0.20.0"  # of the compressed-tensors whose packers and loader these bytes were checked against
+ELSEWHERE = "use --format halfbin"
+
+
+class CompressedTensorsLayout:
+    """Weight-only schemes of Linear modules; see the module's docstring."""
+
+    name = "compressed-tensors"
+
+    def refuses(self, module_class: str, shape: Shape, scheme: Scheme) -> str | None:
+        """Why the clients of compressed-tensors cannot hold such a tensor, and what to do instead."""
+        return _refuses_module(module_class, shape) or _refuses_format(scheme) or _refuses_granularity(shape, scheme)
+
+    def tensors(self, name: str, shape: Shape, scheme: Scheme) -> Parts:
+        """Codes, scale and what else the scheme's format has."""
+        return CODECS[format_of(scheme)].tensors(name, shape, scheme)
+
+    def encode(self, name: str, q: QTensor) -> dict[str, Tensor]:
+        """The parts of `q`."""
+        return CODECS[format_of(q.scheme)].encode(name, q)
+
+    def decode(self, name: str, scheme: Scheme, shape: Shape, read: Read) -> QTensor:
+        """Read back what `encode` made; what others wrote is read by the codec that `schemes` names."""
+        return CODECS[format_of(scheme)].decode(name, scheme, shape, read)
+
+    def config(self, tensors: Mapping[str, tuple[Scheme, Shape]], ignored: Sequence[str]) -> dict[str, object]:
+        """One group for each distinct scheme: its target is "Linear" when it is the only one, else exact module names."""
+        groups: dict[Scheme, list[str]] = {}
+        for name, (scheme, _) in tensors.items():
+            groups.setdefault(_as_clients_see(scheme), []).append(module_of(name))
+        _require_readable(list(groups))
+        formats = sorted({format_of(scheme) for scheme in groups})
+        config: dict[str, object] = {
+            "quant_method": self.name,
+            "version": VERSION,
+            "format": formats[0] if len(formats) == 1 else "mixed-precision",
+            "quantization_status": "compressed",
+            "config_groups": {
+                f"group_{i}": _group(scheme, ["Linear"] if len(groups) == 1 else modules)
+                for i, (scheme, modules) in enumerate(groups.items())
+            },
+            "ignore": list(ignored),
+            "kv_cache_scheme": None,
+            "global_compression_ratio": None,
+        }
+        if len(groups) == 1 and any(map(_needs_dequantize, groups)):
+            config["dequantize"] = True
+        return config if groups else {}
+
+    def schemes(self, config: Mapping[str, object], infos: Infos, read: Read) -> dict[str, Stored]:
+        """The modules that have scales, with the scheme that config groups and tensors agree on."""
+        return found_in(config, infos, read)
+
+
+def _refuses_module(module_class: str, shape: Shape) -> str | None:
+    if module_class == "Linear":
+        return None if len(shape) == 2 else f"a Linear weight of shape {list(shape)} is not [out, in]: keep it in 16 bits"
+    if len(shape) > 2 and module_class == "":
+        return f"its clients keep weights of experts as one matrix each, not as a stack {list(shape)}: {ELSEWHERE}"
+    reasons = {
+        "": "a tensor without a Linear module of its own has no name that its clients would look for",
+        "Conv1D": "a transformers Conv1D stores its weight transposed, and its clients replace Linear modules only",
+        "Embedding": "embeddings stay in 16 bits there: most of its clients look rows up and have no scales for them",
+    }
+    default = f"its clients replace Linear modules only, and this is a {module_class}"
+    return f"{reasons.get(module_class, default)}: {ELSEWHERE}, or keep it in 16 bits"
+
+
+def _refuses_format(scheme: Scheme) -> str | None:
+    fmt = scheme.format
+    signed = isinstance(fmt, IntegerFormat) and fmt.qmin == -(2 ** (fmt.bits - 1)) and fmt.qmax == -fmt.qmin - 1
+    if signed and 2 <= fmt.bits <= 8 or fmt.name in ("fp8_e4m3", "fp4_e2m1"):
+        return _refuses_scale(scheme)
+    if fmt.name.startswith("uint"):
+        same = f"int{fmt.bits}-...-asym"
+        return f"codes are signed there, so {fmt.name} cannot be told apart when read: use {same}, whose values are the same"
+    reasons = {
+        "nf4": "there is no table of values in compressed-tensors, so nf4 has no place",
+        "ternary": "compressed-tensors has no ternary: as int2 it would read back as another scheme",
+        "fp8_e5m2": "its 8-bit floats are e4m3, and e5m2 codes would be read as those",
+    }
+    return f"{reasons.get(fmt.name, f'{fmt.name} is no format of compressed-tensors')}: {ELSEWHERE}"
+
+
+def _refuses_scale(scheme: Scheme) -> str | None:
+    mx = scheme.scale_format is ScaleFormat.E8M0
+    if isinstance(scheme.format, FloatFormat):
+        if mx and scheme.granularity != PerGroup(32):
+            return "power-of-two scales belong to groups of 32 there: use mxfp4 or mxfp8"
+        if scheme.format.bits == 4 and not mx:
+            return f"its 4-bit floats have power-of-two scales (mxfp4) or two levels of scales (nvfp4): use mxfp4, or {ELSEWHERE}"
+        return None
+    return f"integers have no power-of-two scales there: use f16, bf16 or f32 scales, or {ELSEWHERE}" if mx else None
+
+
+def _refuses_granularity(shape: Shape, scheme: Scheme) -> str | None:
+    granularity, integers = scheme.granularity, isinstance(scheme.format, IntegerFormat)
+    if granularity == PerChannel(0):
+        return None
+    if isinstance(granularity, PerTensor):
+        return "its packed integers have a scale a row or a group, none for the whole tensor: use channel" if integers else None
+    if isinstance(granularity, PerGroup) and granularity.axis == -1:
+        if not integers and scheme.scale_format is not ScaleFormat.E8M0:
+            return f"fp8 weights in groups have no client there: use channel, tensor or b128x128, or {ELSEWHERE}"
+        return _refuses_tail(granularity.size, shape[1])
+    if isinstance(granularity, PerBlock) and not integers:
+        return _refuses_tail(granularity.columns, shape[1])
+    return f"there are no scales per {granularity} of a weight there: use channel or groups such as g128, or {ELSEWHERE}"
+
+
+def _refuses_tail(size: int, columns: int) -> str | None:
+    if columns % size == 0:
+        return None
+    return (
+        f"its clients want groups of {size} to divide in_features={columns}, and the last would be shorter "
+        f"({columns % size}): use channel, or {ELSEWHERE}"
+    )
+
+
+def _as_clients_see(scheme: Scheme) -> Scheme:
+    """Without the scale's type, which no configuration states: clients take it from the tensor."""
+    return scheme if scheme.scale_format is ScaleFormat.E8M0 else scheme.with_scale(ScaleFormat.FLOAT32)
+
+
+def _needs_dequantize(scheme: Scheme) -> bool:
+    return not scheme.symmetric or scheme.scale_format is ScaleFormat.E8M0
+
+
+def _require_readable(schemes: list[Scheme]) -> None:
+    asymmetric = next((scheme for scheme in schemes if not scheme.symmetric), None)
+    if asymmetric is not None and len(schemes) > 1:
+        raise SchemeError(
+            f"{asymmetric} beside {len(schemes) - 1} other scheme(s): transformers reads packed zero points only where one "
+            f"scheme covers the whole model; use symmetric schemes, one scheme for everything, or {ELSEWHERE.removeprefix('use ')}"
+        )
+
+
+def _group(scheme: Scheme, targets: list[str]) -> dict[str, object]:
+    return {
+        "targets": targets,
+        "format": format_of(scheme),
+        "weights": arguments_of(scheme),
+        "input_activations": None,
+        "output_activations": None,
+    }
+
+
+COMPRESSED_TENSORS = CompressedTensorsLayout()

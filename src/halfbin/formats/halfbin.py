@@ -1,0 +1,193 @@
+"""The layout "halfbin", version 1: safetensors files that hold every scheme without loss.
+
+A quantized tensor X (any name, 1 dimension or more) becomes
+
+    X              uint8 [0]: nothing. It holds the place of X, so that a loader that does not know this layout stops at
+                   a shape that does not fit, where it would otherwise fill a missing weight with random numbers
+                   (transformers 5 does: it warns of an unknown `quant_method` and goes on)
+    X.codes        uint8 [*shape[:-1], ceil(shape[-1] * bits / 8)]: each row of the last axis a dense stream of codes,
+                   lowest bits first, padded with zero bits to a whole byte. Integers are counted from qmin; floats are
+                   bit patterns; tables are indices
+    X.scale        f32, f16, bf16, or the uint8 exponent of e8m0; one dimension for each of X's, ceil(shape / tile)
+    X.zero_point   asymmetric schemes only: uint8, zero points counted from qmin, packed as codes are, by rows of X.scale
+
+and config.json says
+
+    "quantization_config": {"quant_method": "halfbin", "version": 1, "tensors": {X: {"scheme": "nf4-g64", "shape": [..]}}}
+
+Whatever changes these bytes raises the version.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from halfbin import __version__
+from halfbin.errors import FormatError, SchemeError
+from halfbin.formats.checks import (
+    checked_scale,
+    read_as,
+    require_codes,
+    require_parts,
+    stored_scale,
+    stored_scale_dtype,
+)
+from halfbin.formats.layout import Infos, Parts, Read, Shape, Stored
+from halfbin.numerics import Format, IntegerFormat
+from halfbin.packing.bits import pack, packed_size, unpack
+from halfbin.tensor import QTensor, Scheme, parse_scheme, scale_shape
+
+VERSION = 1
+PLACE_HOLDER = (torch.uint8, (0,))
+LARGEST_SIZE = 2**48  # of a dimension: beyond any file, and its products stay cheap
+MOST_DIMENSIONS = 16
+
+
+class HalfbinLayout:
+    """Our own layout; see the module's docstring."""
+
+    name = "halfbin"
+
+    def refuses(self, module_class: str, shape: Shape, scheme: Scheme) -> str | None:
+        """Why this layout cannot hold such a tensor; None for all that has a dimension and a spelling."""
+        if not 0 < len(shape) <= MOST_DIMENSIONS:
+            return f"a tensor of shape {list(shape)} has no rows to pack: keep it in 16 bits"
+        try:
+            scale_shape(shape, scheme.granularity)
+            known = parse_scheme(str(scheme)) == scheme
+        except SchemeError as error:
+            return str(error)
+        return None if known else f"{scheme} has no spelling that reads back: use a format by its name"
+
+    def tensors(self, name: str, shape: Shape, scheme: Scheme) -> Parts:
+        """Place holder, codes, scale and zero point."""
+        scales = scale_shape(shape, scheme.granularity)
+        parts: Parts = {
+            name: PLACE_HOLDER,
+            f"{name}.codes": (torch.uint8, _packed_shape(shape, scheme.format)),
+            f"{name}.scale": (stored_scale_dtype(scheme.scale_format), scales),
+        }
+        if not scheme.symmetric:
+            parts[f"{name}.zero_point"] = (torch.uint8, _packed_shape(scales, scheme.format))
+        return parts
+
+    def encode(self, name: str, q: QTensor) -> dict[str, Tensor]:
+        """The parts of `q`."""
+        fmt = q.scheme.format
+        parts = {
+            name: torch.empty(0, dtype=torch.uint8),
+            f"{name}.codes": pack(_from_lowest(q.codes, fmt), fmt.bits),
+            f"{name}.scale": stored_scale(q.scale),
+        }
+        if q.zero_point is not None:
+            parts[f"{name}.zero_point"] = pack(_from_lowest(q.zero_point, fmt), fmt.bits)
+        return parts
+
+    def decode(self, name: str, scheme: Scheme, shape: Shape, read: Read) -> QTensor:
+        """Read the parts of `name` back."""
+        parts = self.tensors(name, shape, scheme)
+        codes = _unpacked(f"{name}.codes", shape, scheme.format, parts, read)
+        scale_name = f"{name}.scale"
+        scale = checked_scale(scale_name, read_as(read, scale_name, *parts[scale_name]), scheme.scale_format)
+        zero_point = None
+        if not scheme.symmetric:
+            zero_point = _unpacked(f"{name}.zero_point", tuple(scale.shape), scheme.format, parts, read).to(torch.int32)
+        return QTensor(codes, scale, zero_point, scheme)
+
+    def config(self, tensors: Mapping[str, tuple[Scheme, Shape]], ignored: Sequence[str]) -> dict[str, object]:
+        """The `quantization_config`: every quantized tensor with its scheme and shape."""
+        entries = {
+            name: {"scheme": str(scheme), "shape": [int(n) for n in shape]} for name, (scheme, shape) in tensors.items()
+        }
+        return {"quant_method": self.name, "version": VERSION, "tensors": entries}
+
+    def schemes(self, config: Mapping[str, object], infos: Infos, read: Read) -> dict[str, Stored]:
+        """The tensors that the configuration lists; each must be there in full, and none may be there unlisted."""
+        entries = _entries(config)
+        found = {}
+        for name, entry in entries.items():
+            scheme, shape = _entry(name, entry)
+            if reason := self.refuses("", shape, scheme):
+                raise FormatError(f"tensor {name!r} in config.json: {reason}")
+            require_parts(infos, self.tensors(name, shape, scheme))
+            if scheme.symmetric and f"{name}.zero_point" in infos:
+                raise FormatError(f"tensor {name + '.zero_point'!r} is there, but {scheme} has no zero point")
+            found[name] = Stored(scheme, shape, self)
+        _require_listed(infos, entries)
+        return found
+
+
+def _packed_shape(shape: Shape, fmt: Format) -> Shape:
+    return (*shape[:-1], packed_size(shape[-1], fmt.bits))
+
+
+def _from_lowest(codes: Tensor, fmt: Format) -> Tensor:
+    if isinstance(fmt, IntegerFormat) and fmt.qmin != 0:
+        return (codes.to(torch.int16) - fmt.qmin).to(torch.uint8)
+    return codes.to(torch.uint8)
+
+
+def _unpacked(name: str, shape: Shape, fmt: Format, parts: Parts, read: Read) -> Tensor:
+    """Codes of `code_dtype` and `shape`, checked to be codes of the format."""
+    packed = read_as(read, name, *parts[name])
+    used = shape[-1] * fmt.bits % 8
+    if used and packed.numel() and bool((packed[..., -1] >> used).any()):
+        raise FormatError(f"tensor {name!r}: the bits after a row's last code are not zero; the file is damaged")
+    codes = unpack(packed, fmt.bits, shape[-1])
+    require_codes(name, codes, fmt)
+    if isinstance(fmt, IntegerFormat):
+        return (codes.to(torch.int16) + fmt.qmin).to(fmt.code_dtype)
+    return codes
+
+
+def _entries(config: Mapping[str, object]) -> dict[str, object]:
+    version = config.get("version")
+    if type(version) is not int or version != VERSION:
+        raise FormatError(
+            f"config.json has version {version!r} of the halfbin layout, and halfbin {__version__} reads version "
+            f"{VERSION}: install a newer halfbin, or quantize the original model again"
+        )
+    entries = config.get("tensors")
+    if not isinstance(entries, dict):
+        raise FormatError("config.json: quantization_config.tensors must map tensor names to scheme and shape")
+    return entries
+
+
+def _entry(name: str, entry: object) -> tuple[Scheme, Shape]:
+    if not isinstance(entry, dict) or set(entry) != {"scheme", "shape"} or not isinstance(entry["scheme"], str):
+        raise FormatError(f"config.json: the entry of tensor {name!r} must hold a scheme and a shape, got {_short(entry)}")
+    shape = entry["shape"]
+    if not isinstance(shape, list) or not 0 < len(shape) <= MOST_DIMENSIONS or not all(map(_is_size, shape)):
+        raise FormatError(f"config.json: the shape of tensor {name!r} must be a list of sizes, got {_short(shape)}")
+    if math.prod(shape) > LARGEST_SIZE:
+        raise FormatError(f"config.json: tensor {name!r} claims {math.prod(shape)} elements, more than any file holds")
+    try:
+        return parse_scheme(entry["scheme"]), tuple(shape)
+    except SchemeError as error:
+        raise FormatError(
+            f"config.json: the scheme of tensor {name!r} is not understood ({error}); "
+            f"it may come from a newer halfbin than {__version__}"
+        ) from error
+
+
+def _is_size(n: object) -> bool:
+    return type(n) is int and 0 <= n <= LARGEST_SIZE
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _require_listed(infos: Infos, entries: Mapping[str, object]) -> None:
+    for name, info in infos.items():
+        held = info.dtype == torch.uint8 and tuple(info.shape) == (0,)
+        if held and name not in entries and f"{name}.codes" in infos:
+            raise FormatError(f"tensor {name!r} is stored as codes, but config.json does not say what they mean")
+
+
+HALFBIN = HalfbinLayout()

@@ -1,0 +1,112 @@
+"""What a weight layout must be able to do: say how a quantized tensor lies on disk, write it so, and read it back.
+
+A *codec* knows one tensor: which stored tensors ("parts") a `QTensor` becomes, and back. A *layout* is a codec that also
+knows the checkpoint: which tensors it refuses and why, and the `quantization_config` that tells a client what it finds.
+Names here are the original tensors' names ("model.layers.0.mlp.up_proj.weight"), unless a docstring says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from halfbin.tensor import QTensor, Scheme
+
+Shape: TypeAlias = tuple[int, ...]
+Parts: TypeAlias = dict[str, tuple[torch.dtype, Shape]]
+Read: TypeAlias = Callable[[str], Tensor]
+
+
+class PartInfo(Protocol):
+    """What a checkpoint's header says of a stored tensor."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Its type on disk."""
+        ...
+
+    @property
+    def shape(self) -> Shape:
+        """Its shape on disk."""
+        ...
+
+
+Infos: TypeAlias = Mapping[str, PartInfo]
+
+
+class WeightCodec(Protocol):
+    """One tensor <-> its parts. Nothing is lost: decode(encode(q)) has the codes, scales and zero points of q."""
+
+    def tensors(self, name: str, shape: Shape, scheme: Scheme) -> Parts:
+        """The exact types and shapes of the parts that `name` becomes; known before any weight is read."""
+        ...
+
+    def encode(self, name: str, q: QTensor) -> dict[str, Tensor]:
+        """The parts, contiguous, as `tensors` announced them."""
+        ...
+
+    def decode(self, name: str, scheme: Scheme, shape: Shape, read: Read) -> QTensor:
+        """Read the parts back. The file may be a stranger's: everything is checked.
+
+        Raises:
+          FormatError: a part that is not what it must be; the message names it.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A quantized tensor that was found in a checkpoint."""
+
+    scheme: Scheme
+    shape: Shape
+    codec: WeightCodec  # reads it; a layout may have several
+    hidden: tuple[str, ...] = ()  # stored beside it and no weight of the model: scales of activations and the like
+
+
+class WeightLayout(WeightCodec, Protocol):
+    """How quantized weights lie in a checkpoint."""
+
+    @property
+    def name(self) -> str:
+        """What --format calls it."""
+        ...
+
+    def refuses(self, module_class: str, shape: Shape, scheme: Scheme) -> str | None:
+        """Why this layout, or its clients, cannot hold such a tensor, and what to do instead; None: it can.
+
+        Args:
+          module_class: class of the module that owns the tensor, such as "Linear"; "" when it has none of its own.
+          shape: the tensor's shape as stored.
+          scheme: what it would be rounded to.
+        """
+        ...
+
+    def config(self, tensors: Mapping[str, tuple[Scheme, Shape]], ignored: Sequence[str]) -> dict[str, object]:
+        """The `quantization_config` for config.json; empty when there should be none.
+
+        Args:
+          tensors: every quantized tensor, by its original name.
+          ignored: names of the modules (no ".weight") of a quantizable class that keep their float weights.
+
+        Raises:
+          SchemeError: no client can read this mix of schemes.
+        """
+        ...
+
+    def schemes(self, config: Mapping[str, object], infos: Infos, read: Read) -> dict[str, Stored]:
+        """Which original tensors of a checkpoint are quantized, and how.
+
+        Args:
+          config: the checkpoint's `quantization_config`.
+          infos: its stored tensors, by name.
+          read: reads one of them; used for tiny ones only.
+
+        Raises:
+          FormatError: the configuration and the tensors do not fit each other, or are not known.
+        """
+        ...
