@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import math
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-import torch
 from torch import Tensor
 
-from halfbin.errors import FormatError
+from halfbin.errors import FormatError, did_you_mean
+from halfbin.formats._json import parse_json
 from halfbin.formats.safetensors import SafetensorsFile, TensorInfo
+from halfbin.formats.torch_pickle import PickleShard
 
 INDEX_BYTES_MAX = 100 * 10**6
 
@@ -29,47 +27,13 @@ class Shard(Protocol):
         """One tensor, in memory of its own."""
         ...
 
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows start <= i < stop of the first dimension, in memory of their own."""
+        ...
+
     def close(self) -> None:
         """Close the file."""
         ...
-
-
-class PickleShard:
-    """A PyTorch pickle, opened by torch's weights-only loading and mapped, never run."""
-
-    def __init__(self, path: Path) -> None:
-        """Open and check `path`.
-
-        Raises:
-          FormatError: no zip archive of stored entries, or it holds anything but tensors by name.
-        """
-        self.path = path
-        self.metadata: Mapping[str, str] = {}
-        _require_plain_zip(path)
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:  # torch raises its own kinds for what it refuses
-            raise FormatError(
-                f"{path}: torch's weights-only loading refuses it ({_first_line(error)}); halfbin never unpickles freely. "
-                "Convert it to safetensors where you trust it"
-            ) from error
-        if not isinstance(state, dict) or not all(
-            isinstance(n, str) and isinstance(t, Tensor) for n, t in state.items()
-        ):
-            raise FormatError(f"{path}: expected tensors by name, got something else; convert it to safetensors")
-        self._state: dict[str, Tensor] = state
-        self.tensors: Mapping[str, TensorInfo] = {
-            name: TensorInfo(name, tensor.dtype, tuple(tensor.shape), 0, tensor.numel() * tensor.element_size())
-            for name, tensor in state.items()
-        }
-
-    def read(self, name: str) -> Tensor:
-        """One tensor, in memory of its own."""
-        return self._state[name].clone()
-
-    def close(self) -> None:
-        """Let go of the mapped file."""
-        self._state = {}
 
 
 class Checkpoint:
@@ -83,7 +47,9 @@ class Checkpoint:
             for name in shard.tensors:
                 if name in self._owner:
                     first = self._owner[name].path.name
-                    raise FormatError(f"{directory}: tensor {name!r} is in both {first} and {shard.path.name}")
+                    raise FormatError(
+                        f"{directory}: tensor {name!r:.200} is in both {first} and {shard.path.name}; remove the stale one"
+                    )
                 self._owner[name] = shard
 
     @property
@@ -119,6 +85,10 @@ class Checkpoint:
         """One tensor, in memory of its own."""
         return self._shard_of(name).read(name)
 
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows start <= i < stop of the first dimension, in memory of their own."""
+        return self._shard_of(name).read_rows(name, start, stop)
+
     def file_of(self, name: str) -> Path:
         """The file that holds a tensor."""
         return self._shard_of(name).path
@@ -136,7 +106,7 @@ class Checkpoint:
 
     def _shard_of(self, name: str) -> Shard:
         if name not in self._owner:
-            raise FormatError(f"{self.path}: there is no tensor {name!r}")
+            raise FormatError(f"{self.path}: there is no tensor {name!r}{did_you_mean(name, self._owner)}")
         return self._owner[name]
 
 
@@ -147,8 +117,8 @@ def open_checkpoint(directory: Path) -> Checkpoint:
       FormatError: no weights, a missing, cut or broken file, or an index that does not fit its files.
     """
     if not directory.is_dir():
-        found = "a file" if directory.exists() else "nothing"
-        raise FormatError(f"{directory}: expected a Hugging Face model directory, found {found}")
+        found = "a file" if directory.exists() else "nothing there"
+        raise FormatError(f"{directory}: expected a Hugging Face model directory, found {found}; check the path")
     shards: list[Shard] = []
     try:
         weight_map = None
@@ -192,12 +162,14 @@ def _open(path: Path) -> Shard:
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    if path.stat().st_size > INDEX_BYTES_MAX:
-        raise FormatError(f"{path}: {path.stat().st_size} bytes are too many for an index")
     try:
-        index: Any = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: not valid JSON: {error}") from error
+        size = path.stat().st_size
+        if size > INDEX_BYTES_MAX:
+            raise FormatError(f"{path}: {size} bytes are too many for an index; expected at most {INDEX_BYTES_MAX}")
+        text = path.read_bytes()
+    except OSError as error:
+        raise FormatError(f"{path}: cannot be read: {error.strerror}") from error
+    index = parse_json(text, f"{path}: the index")
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(f, str) for f in weight_map.values()):
         raise FormatError(f"{path}: expected a weight_map from tensor names to file names")
@@ -205,15 +177,38 @@ def _read_index(path: Path) -> dict[str, str]:
 
 
 def _inside(directory: Path, name: str) -> Path:
-    """The path of a file that an index names: a plain file name, in this very directory."""
+    """The path of a file that an index names: a plain file name, of a file that lies in this very directory."""
     if Path(name).name != name or name in ("", ".", ".."):
         raise FormatError(
-            f"{directory}: its index names {name!r}, which is no plain file name; refusing to leave the directory"
+            f"{directory}: its index names {name!r:.200}, which is no plain file name; refusing to leave the directory"
         )
     path = directory / name
-    if not path.is_file():
-        raise FormatError(f"{directory}: its index names {name}, which is missing; download or copy the model again")
+    try:
+        present, target = path.is_file(), path.resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # a name too long, a zero byte in it, a ring of links
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise FormatError(
+            f"{directory}: its index names {name!r:.200}, which cannot be a file: {reason!s:.200}"
+        ) from error
+    if not present:
+        raise FormatError(
+            f"{directory}: its index names {name!r:.200}, which is missing; download or copy the model again"
+        )
+    if not any(target.is_relative_to(root) for root in _homes(directory.resolve())):
+        raise FormatError(
+            f"{directory}: its index names {name}, a link that leaves the directory, to {target}; "
+            "put the file itself there if you trust it"
+        )
     return path
+
+
+def _homes(directory: Path) -> list[Path]:
+    """Where a model's files may lie: in its directory, or in the blobs of the Hugging Face cache that it is a snapshot of.
+
+    That cache is models--owner--name/snapshots/<revision>/<file>, each a link to models--owner--name/blobs/<hash>.
+    """
+    cached = directory.parent.name == "snapshots"
+    return [directory, directory.parents[1] / "blobs"] if cached else [directory]
 
 
 def _require_indexed(checkpoint: Checkpoint, weight_map: Mapping[str, str]) -> None:
@@ -221,36 +216,14 @@ def _require_indexed(checkpoint: Checkpoint, weight_map: Mapping[str, str]) -> N
     present = {name: checkpoint.file_of(name).name for name in checkpoint.names}
     for name, file in weight_map.items():
         if present.get(name) != file:
+            instead = f"is in {present[name]}" if name in present else "no file holds"
             raise FormatError(
-                f"{checkpoint.path}: its index says that {file} holds tensor {name!r}, "
-                f"which {'is in ' + present[name] if name in present else 'no file holds'}"
+                f"{checkpoint.path}: its index says that {file} holds tensor {name!r:.200}, which {instead}; "
+                "index and files are of two versions, download or copy the model again"
             )
-    unlisted = [name for name in present if name not in weight_map]
-    if unlisted:
+    unlisted = next((name for name in present if name not in weight_map), None)
+    if unlisted is not None:
         raise FormatError(
-            f"{checkpoint.path}: {present[unlisted[0]]} holds {unlisted[0]!r}, which its index does not list"
+            f"{checkpoint.path}: {present[unlisted]} holds {unlisted!r:.200}, which its index does not list; "
+            "index and files are of two versions, download or copy the model again"
         )
-
-
-def _require_plain_zip(path: Path) -> None:
-    """A weights archive stores its entries as they are: a compressed one may unfold to any size."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (OSError, zipfile.BadZipFile) as error:
-        raise FormatError(
-            f"{path}: not a zip archive as PyTorch writes it since 1.6 ({_first_line(error)}); older pickles can run code "
-            "when they are opened. Convert it to safetensors where you trust it"
-        ) from error
-    for entry in entries:
-        if entry.compress_type != zipfile.ZIP_STORED:
-            raise FormatError(
-                f"{path}: entry {entry.filename!r} is compressed, which PyTorch never does; refusing to unfold it"
-            )
-    total = math.fsum(entry.file_size for entry in entries)
-    if total > path.stat().st_size:
-        raise FormatError(f"{path}: its entries claim {total:.0f} bytes, more than the file has")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]

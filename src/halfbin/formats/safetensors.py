@@ -6,79 +6,42 @@
     then            the tensors, without gaps or overlaps; offsets count from here
 
 Spec: https://github.com/huggingface/safetensors. The library of that name wants all tensors of a file at once when it
-writes and maps files into memory when it reads; models larger than memory need neither, hence this module. Its reader also
-accepts duplicate names, ours refuses them. A stranger's file can only ever raise `FormatError`: every length and offset is
-checked, in Python's unbounded integers, before anything is allocated.
+writes, and maps files into memory when it reads; a model larger than memory can afford neither, hence this module. The
+library also accepts duplicate names, ours refuses them. A stranger's file can only ever raise `FormatError`: every length
+and offset is checked, in Python's unbounded integers, before anything is allocated. What a header may say is in
+`_safetensors_header.py`.
+
+Bytes are read into the tensor's own memory, so pages of the file never count as ours. Dropping them from the system's
+cache afterwards (posix_fadvise) was tried and left out: the next pass over 1 GiB then ran at 0.3 to 0.7 GB/s from the disk
+instead of 0.9 to 1.2 GB/s, and a cache gives way by itself when memory is wanted.
 """
 
 from __future__ import annotations
 
+import bisect
 import errno
-import json
-import math
 import os
 import shutil
+import stat
+import sys
+import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from halfbin.errors import FormatError, OutputError
+from halfbin.errors import FormatError, OutputError, did_you_mean
+from halfbin.formats._safetensors_header import DTYPES, HEADER_BYTES_MAX, NAMES, Specs, TensorInfo, layout, parse
 
-HEADER_BYTES_MAX = 100 * 10**6  # the library's own limit
-METADATA_KEY = "__metadata__"
-READ_BYTES = 1 << 30  # one read call moves at most about 2 GiB on Linux
+__all__ = ["DTYPES", "NAMES", "SafetensorsFile", "SafetensorsWriter", "Specs", "TensorInfo", "header_bytes"]
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "F8_E8M0": torch.float8_e8m0fnu,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U64": torch.uint64,
-    "U32": torch.uint32,
-    "U16": torch.uint16,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
-
-Specs = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
-
-
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """One tensor of a file: what it is and where its bytes lie, counted from the file's start."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    start: int
-    end: int
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes on disk."""
-        return self.end - self.start
-
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
+IO_BYTES = 1 << 30  # one call moves at most about 2 GiB on Linux
 
 
 class SafetensorsFile:
-    """An open file whose header has been checked. `tensors` keeps the order of the data."""
+    """An open file whose header has been checked. `tensors` keeps the order of the data. Threads may read at once."""
 
     def __init__(self, path: Path) -> None:
         """Open and check `path`.
@@ -86,11 +49,9 @@ class SafetensorsFile:
         Raises:
           FormatError: the file cannot be opened, or is not what it claims to be.
         """
+        _require_little_endian(path)
         self.path = path
-        try:
-            self._handle = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise FormatError(f"{path}: cannot be opened: {error.strerror}") from error
+        self._handle = _open_regular(path)
         try:
             tensors, metadata = _read_header(self._handle, path)
         except BaseException:
@@ -109,8 +70,7 @@ class SafetensorsFile:
         info = self._info(name)
         if not info.shape or not 0 <= start <= stop <= info.shape[0]:
             raise FormatError(f"{self.path}: tensor {name!r} of shape {list(info.shape)} has no rows {start} to {stop}")
-        row_bytes = info.num_bytes // info.shape[0] if info.shape[0] else 0
-        return self._read(info, (stop - start, *info.shape[1:]), info.start + start * row_bytes)
+        return self._read(info, (stop - start, *info.shape[1:]), info.start + start * _row_bytes(info))
 
     def close(self) -> None:
         """Close the file; a second call does nothing."""
@@ -125,6 +85,8 @@ class SafetensorsFile:
         self.close()
 
     def _info(self, name: str) -> TensorInfo:
+        if self._handle < 0:
+            raise FormatError(f"{self.path}: cannot be read any more, it was closed; open it again")
         if name not in self.tensors:
             raise FormatError(f"{self.path}: there is no tensor {name!r}")
         return self.tensors[name]
@@ -132,18 +94,13 @@ class SafetensorsFile:
     def _read(self, info: TensorInfo, shape: tuple[int, ...], offset: int) -> Tensor:
         # Sizes were checked against the file's length when it was opened, so this allocates no more than that.
         tensor = torch.empty(shape, dtype=info.dtype)
-        rest = _bytes_of(tensor)
-        while rest:
-            count = os.preadv(self._handle, [rest[:READ_BYTES]], offset)
-            if count == 0:
-                raise FormatError(f"{self.path}: tensor {info.name!r} ends early; the file was cut while it was open")
-            offset += count
-            rest = rest[count:]
+        if not _read_into(self._handle, _bytes_of(tensor), offset, self.path):
+            raise FormatError(f"{self.path}: tensor {info.name!r} ends early; the file was cut while it was open")
         return tensor
 
 
 class SafetensorsWriter:
-    """Writes a file whose tensors are known beforehand and arrive one at a time, in any order.
+    """Writes a file whose tensors are known beforehand and arrive whole or in rows, in any order, from any thread.
 
     The bytes go to `path` + ".partial", which takes its name when everything is there and on the disk. As a context
     manager: commits at the end of the block, removes the partial file after an exception.
@@ -153,51 +110,69 @@ class SafetensorsWriter:
         """Write the header and reserve the disk space.
 
         Raises:
-          OutputError: the disk is too full, or the file cannot be made.
+          OutputError: the disk is too full, the file cannot be made, or the format cannot hold a tensor.
         """
+        _require_little_endian(path)
+        if path.is_dir():
+            raise OutputError(f"{path}: is a directory; choose another name or remove it")
         self.path = path
         self._partial = path.with_name(path.name + ".partial")
-        header, self._infos = _layout(tensors, metadata)
-        self._missing = dict.fromkeys(tensors)
+        header, self._infos = layout(tensors, metadata)
+        self._size = max((info.end for info in self._infos.values()), default=len(header))
+        self._lock = threading.Lock()
+        self._claimed: dict[str, list[tuple[int, int]]] = {name: [] for name in tensors}  # sorted byte ranges
+        self._missing = {name: info.num_bytes for name, info in self._infos.items()}
         self._handle = -1
-        size = max((info.end for info in self._infos.values()), default=len(header))
         try:
             self._handle = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-            _reserve(self._handle, size)
+            _reserve(self._handle, self._size)
             _write_all(self._handle, memoryview(header), 0)
-        except OSError as error:
+        except BaseException as error:
             self.abort()
-            raise _output_error(self.path, size, error) from error
-        self._size = size
+            if isinstance(error, OSError):
+                raise _output_error(self.path, self._size, error) from error
+            raise
 
     def write(self, name: str, tensor: Tensor) -> None:
         """Write one tensor, whole; each exactly once."""
-        info = self._expected(name, tensor, tuple(tensor.shape))
-        if name not in self._missing:
-            raise FormatError(f"{self.path}: tensor {name!r} was already written")
-        self._put(info.start, tensor)
-        del self._missing[name]
+        info = self._expected(name, tensor)
+        if tuple(tensor.shape) != info.shape:
+            raise OutputError(f"{self._announced(info)}, got {list(tensor.shape)}")
+        self._put(info, 0, tensor)
+
+    def write_rows(self, name: str, start: int, tensor: Tensor) -> None:
+        """Write rows of the first dimension, beginning with row `start`; each row exactly once."""
+        info = self._expected(name, tensor)
+        fits = info.shape and tensor.ndim == len(info.shape) and tuple(tensor.shape[1:]) == info.shape[1:]
+        if not fits or not 0 <= start <= start + tensor.shape[0] <= info.shape[0]:
+            raise OutputError(f"{self._announced(info)}, got {list(tensor.shape)} as its rows from {start} on")
+        self._put(info, start * _row_bytes(info), tensor)
 
     def commit(self) -> None:
         """Give the file its name, after every byte is on the disk."""
+        self._require_open()
         if self._missing:
-            raise FormatError(
-                f"{self.path}: {len(self._missing)} tensors were never written, such as {next(iter(self._missing))!r}"
+            name, left = next(iter(self._missing.items()))
+            raise OutputError(
+                f"{self.path}: {len(self._missing)} tensors are not complete, such as {name!r}: "
+                f"{left} of {self._infos[name].num_bytes} bytes were never written"
             )
         try:
             os.fsync(self._handle)
+            self._partial.replace(self.path)
             os.close(self._handle)
             self._handle = -1
-            self._partial.replace(self.path)
+            _sync_directory(self.path.parent)
         except OSError as error:
+            self.abort()
             raise _output_error(self.path, self._size, error) from error
 
     def abort(self) -> None:
-        """Remove what was written."""
+        """Remove what was written; after a commit, or a second time, this does nothing."""
         if self._handle >= 0:
             os.close(self._handle)
             self._handle = -1
-        self._partial.unlink(missing_ok=True)
+            self._partial.unlink(missing_ok=True)
 
     def __enter__(self) -> SafetensorsWriter:
         return self
@@ -205,60 +180,80 @@ class SafetensorsWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self.commit()
-        else:
+        try:
+            if kind is None:
+                self.commit()
+        finally:
             self.abort()
 
-    def _expected(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> TensorInfo:
+    def _expected(self, name: str, tensor: Tensor) -> TensorInfo:
         info = self._infos.get(name)
         if info is None:
-            raise FormatError(f"{self.path}: tensor {name!r} was not announced")
-        if (tensor.dtype, shape) != (info.dtype, info.shape):
-            raise FormatError(
-                f"{self.path}: tensor {name!r} was announced as {info.dtype} {list(info.shape)}, "
-                f"got {tensor.dtype} {list(shape)}"
+            raise OutputError(
+                f"{self.path}: tensor {name!r} was not announced{did_you_mean(name, self._infos) if self._infos else ''}"
             )
+        if tensor.dtype != info.dtype:
+            raise OutputError(f"{self._announced(info)}, got {tensor.dtype}")
         return info
 
-    def _put(self, offset: int, tensor: Tensor) -> None:
+    def _announced(self, info: TensorInfo) -> str:
+        return f"{self.path}: tensor {info.name!r} was announced as {info.dtype} {list(info.shape)}"
+
+    def _put(self, info: TensorInfo, begin: int, tensor: Tensor) -> None:
+        """Write bytes from `begin` on, counted from the tensor's start."""
+        source = _bytes_of(tensor.detach().cpu().contiguous())
+        with self._lock:
+            self._require_open()
+            self._claim(info, begin, begin + len(source))
         try:
-            _write_all(self._handle, _bytes_of(tensor.detach().cpu().contiguous()), offset)
+            _write_all(self._handle, source, info.start + begin)
         except OSError as error:
             raise _output_error(self.path, self._size, error) from error
+        with self._lock:
+            self._missing[info.name] -= len(source)
+            if not self._missing[info.name]:
+                del self._missing[info.name]
+
+    def _claim(self, info: TensorInfo, begin: int, end: int) -> None:
+        """Note a range of bytes as taken, or refuse it because another write took some of it."""
+        ranges = self._claimed[info.name]
+        at = bisect.bisect_left(ranges, (begin, end))
+        before, after = ranges[:at][-1:], ranges[at:][:1]
+        if info.name not in self._missing or (before and before[0][1] > begin) or (after and after[0][0] < end):
+            raise OutputError(
+                f"{self.path}: tensor {info.name!r} was already written, bytes {begin} to {end} in part or whole"
+            )
+        ranges.insert(at, (begin, end))
+
+    def _require_open(self) -> None:
+        if self._handle < 0:
+            raise OutputError(f"{self.path}: was already committed or aborted; make a new writer")
 
 
 def header_bytes(tensors: Specs, metadata: Mapping[str, str] | None = None) -> int:
     """How many bytes the header of a file with these tensors takes, the leading length included."""
-    return len(_layout(tensors, metadata)[0])
+    return len(layout(tensors, metadata)[0])
 
 
-def _layout(tensors: Specs, metadata: Mapping[str, str] | None) -> tuple[bytes, dict[str, TensorInfo]]:
-    """The header's bytes, and where each tensor goes."""
-    entries: dict[str, Any] = {METADATA_KEY: dict(metadata)} if metadata else {}
-    offset = 0
-    # Wide types first, as the library writes them, so that every tensor starts at a multiple of its element size.
-    for name in sorted(tensors, key=lambda n: -tensors[n][0].itemsize):
-        dtype, shape = tensors[name]
-        size = dtype.itemsize * math.prod(shape)
-        entries[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [offset, offset + size]}
-        offset += size
-    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    base = 8 + len(text)
-    infos = {
-        name: TensorInfo(name, *tensors[name], base + entry["data_offsets"][0], base + entry["data_offsets"][1])
-        for name, entry in entries.items()
-        if name != METADATA_KEY
-    }
-    return len(text).to_bytes(8, "little") + text, infos
+def _require_little_endian(path: Path) -> None:
+    if sys.byteorder != "little":
+        raise FormatError(f"{path}: safetensors is little-endian and this machine is not; halfbin does not swap bytes")
+
+
+def _open_regular(path: Path) -> int:
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # asked first, as opening a pipe would wait for its writer
+            raise FormatError(f"{path}: expected a file, found a directory or device")
+        return os.open(path, os.O_RDONLY)
+    except (OSError, ValueError) as error:
+        raise FormatError(f"{path}: cannot be opened: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _read_header(handle: int, path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     size = os.fstat(handle).st_size
     if size < 8:
         raise FormatError(f"{path}: {size} bytes are no safetensors file; it is cut short, download or copy it again")
-    length = int.from_bytes(_pread(handle, 8, 0), "little")
+    length = int.from_bytes(_pread(handle, 8, 0, path), "little")
     if length > HEADER_BYTES_MAX:
         raise FormatError(
             f"{path}: its header claims {length} bytes, more than {HEADER_BYTES_MAX}: no safetensors file"
@@ -267,93 +262,32 @@ def _read_header(handle: int, path: Path) -> tuple[dict[str, TensorInfo], dict[s
         raise FormatError(
             f"{path}: its header claims {length} bytes, but the file has {size}; download or copy it again"
         )
-    entries = _parse(_pread(handle, length, 8), path)
-    metadata = entries.pop(METADATA_KEY, {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise FormatError(f"{path}: __metadata__ must hold texts by name")
-    infos = [_entry(name, entry, 8 + length, path) for name, entry in entries.items()]
-    infos.sort(key=lambda info: (info.start, info.end))
-    _require_dense(infos, 8 + length, size, path)
-    return {info.name: info for info in infos}, metadata
+    return parse(_pread(handle, length, 8, path), size, path)
 
 
-def _parse(text: bytes, path: Path) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in found if names.count(name) > 1)
-            raise FormatError(f"{path}: the header names {twice!r} twice")
-        return found
-
-    try:
-        entries = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{path}: the header is not UTF-8: {error.reason} at byte {error.start}") from error
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: the header is not valid JSON: {error}") from error
-    if not isinstance(entries, dict):
-        raise FormatError(f"{path}: the header must be a JSON object, got {type(entries).__name__}")
-    return entries
+def _pread(handle: int, count: int, offset: int, path: Path) -> bytes:
+    buffer = bytearray(count)
+    if not _read_into(handle, memoryview(buffer), offset, path):
+        raise FormatError(f"{path}: was cut while it was being opened; try again")
+    return bytes(buffer)
 
 
-def _entry(name: str, entry: object, base: int, path: Path) -> TensorInfo:
-    where = f"{path}: tensor {name!r}"
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise FormatError(f"{where}: expected dtype, shape and data_offsets")
-    dtype = DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
-    if dtype is None:
-        raise FormatError(f"{where}: unknown dtype {entry['dtype']!r}; expected one of {', '.join(DTYPES)}")
-    shape = _naturals(entry["shape"], f"{where}: shape")
-    offsets = _naturals(entry["data_offsets"], f"{where}: data_offsets")
-    if len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise FormatError(f"{where}: data_offsets {list(offsets)} are no begin and end")
-    needed = dtype.itemsize * math.prod(shape)
-    if needed != offsets[1] - offsets[0]:
-        raise FormatError(
-            f"{where}: {entry['dtype']} {list(shape)} takes {needed} bytes, data_offsets give {offsets[1] - offsets[0]}"
-        )
-    if len(shape) > 64 or any(n >= 2**63 for n in shape):
-        raise FormatError(f"{where}: shape {list(shape)[:8]} is beyond what a tensor can have")
-    return TensorInfo(name, dtype, shape, base + offsets[0], base + offsets[1])
+def _read_into(handle: int, rest: memoryview, offset: int, path: Path) -> bool:
+    """Fill `rest` with the file's bytes from `offset` on; False where the file ends first."""
+    while rest:
+        try:
+            count = os.preadv(handle, [rest[:IO_BYTES]], offset)
+        except OSError as error:
+            raise FormatError(f"{path}: cannot be read: {error.strerror}; check the disk") from error
+        if count == 0:
+            return False
+        offset += count
+        rest = rest[count:]
+    return True
 
 
-def _naturals(value: object, where: str) -> tuple[int, ...]:
-    if not isinstance(value, list) or not all(type(n) is int and n >= 0 for n in value):
-        raise FormatError(f"{where} must be a list of integers that are not negative, got {value!r:.80}")
-    return tuple(value)
-
-
-def _require_dense(infos: list[TensorInfo], base: int, size: int, path: Path) -> None:
-    """Tensors must follow each other without gap or overlap up to the end of the file."""
-    at = base
-    for info in infos:
-        if info.start != at:
-            fault = (
-                "overlaps the one before" if info.start < at else f"leaves a hole of {info.start - at} bytes before it"
-            )
-            raise FormatError(f"{path}: tensor {info.name!r} {fault}")
-        at = info.end
-    if at > size:
-        last = next(info for info in infos if info.end > size)
-        raise FormatError(
-            f"{path}: {at - size} bytes are missing at the end (it has {size} of {at}), tensor {last.name!r} is the first "
-            "that is cut; download or copy it again"
-        )
-    if at < size:
-        raise FormatError(f"{path}: {size - at} bytes follow the last tensor, which nothing describes")
-
-
-def _pread(handle: int, count: int, offset: int) -> bytes:
-    pieces = []
-    while count:
-        piece = os.pread(handle, min(count, READ_BYTES), offset)
-        if not piece:
-            break
-        pieces.append(piece)
-        count -= len(piece)
-        offset += len(piece)
-    return b"".join(pieces)
+def _row_bytes(info: TensorInfo) -> int:
+    return info.num_bytes // info.shape[0] if info.shape[0] else 0
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
@@ -365,19 +299,34 @@ def _bytes_of(tensor: Tensor) -> memoryview:
 
 def _write_all(handle: int, rest: memoryview, offset: int) -> None:
     while rest:
-        count = os.pwrite(handle, rest[:READ_BYTES], offset)
+        count = os.pwrite(handle, rest[:IO_BYTES], offset)
         offset += count
         rest = rest[count:]
 
 
 def _reserve(handle: int, size: int) -> None:
-    """Take the disk space now, so that a full disk is found before the work; file systems without that are let off."""
+    """Take the disk space now, so that a full disk is found before the work; else at least look whether it is there."""
     try:
-        if size:
-            os.posix_fallocate(handle, 0, size)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+        os.posix_fallocate(handle, 0, size)
+    except (AttributeError, OSError) as error:  # AttributeError: macOS has no such call
+        if getattr(error, "errno", None) not in (None, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
             raise
+        free = os.fstatvfs(handle)
+        if free.f_bavail * free.f_frsize < size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        os.ftruncate(handle, size)
+
+
+def _sync_directory(directory: Path) -> None:
+    """Put the new name on the disk too."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # some network file systems cannot
+            raise
+    finally:
+        os.close(handle)
 
 
 def _output_error(path: Path, size: int, error: OSError) -> OutputError:
@@ -386,4 +335,4 @@ def _output_error(path: Path, size: int, error: OSError) -> OutputError:
         return OutputError(
             f"{path}: the disk is full: {size} bytes are needed, {free} are free; free some room or choose another -o"
         )
-    return OutputError(f"{path}: cannot be written: {error.strerror or error}")
+    return OutputError(f"{path}: cannot be written: {error.strerror or error}; {size} bytes are needed")

@@ -6,24 +6,32 @@ the stream, so codes of 3, 5, 6 and 7 bits straddle bytes. The row's last byte i
     byte 0                    byte 1                    byte 2
     c2c2 c1c1c1 c0c0c0        c5 c4c4c4 c3c3c3 c2       c7c7c7 c6c6c6 c5c5
 
-Eight codes fill `bits` whole bytes, whatever the width, so rows are handled in blocks of eight codes.
+Here: checks, and tiles that keep temporaries small. The bits move in `folding.py`, or `plain.py` on big-endian machines.
 """
 
 from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from halfbin.errors import SchemeError
+from halfbin.packing import folding, plain
 
-CHUNK_CODES = 1 << 18  # temporaries of a chunk stay in the second-level cache
+TILE_CODES = 1 << 18  # temporaries of a tile stay in the second-level cache
+WORD_BYTES = 4
+
+_mover = folding if sys.byteorder == "little" else plain
 
 
 def packed_size(num_codes: int, bits: int) -> int:
     """Bytes that `num_codes` codes of `bits` bits take."""
+    _require_width(bits)
+    if num_codes < 0:
+        raise SchemeError(f"a row cannot hold {num_codes} codes; expected 0 or more")
     return -(-num_codes * bits // 8)
 
 
@@ -35,114 +43,80 @@ def pack(codes: Tensor, bits: int) -> Tensor:
       bits: 1 to 8.
 
     Returns:
-      uint8 [..., packed_size(n, bits)].
+      uint8 [..., packed_size(n, bits)], on the device of `codes`.
 
     Raises:
       SchemeError: a code needs more bits; names the first one.
     """
-    _require_width(bits)
-    if codes.dtype != torch.uint8:
-        raise SchemeError(f"codes must be uint8 to be packed, got {codes.dtype}")
-    rows = _as_rows(codes)
-    _require_narrow(rows, bits)
-    size = packed_size(rows.shape[1], bits)
-    packed = torch.empty(rows.shape[0], size, dtype=torch.uint8)
-    for start, stop in _chunks(rows):
-        packed[start:stop] = _pack_rows(rows[start:stop], bits)[:, :size]
-    return packed.reshape(*codes.shape[:-1], size)
+    _require_codes(codes, bits)
+    return _packed(codes, bits, packed_size(codes.shape[-1], bits))
 
 
 def unpack(packed: Tensor, bits: int, num_codes: int) -> Tensor:
     """Undo `pack`.
 
     Args:
-      packed: uint8 [..., packed_size(num_codes, bits)].
+      packed: uint8 [..., packed_size(num_codes, bits)]; what fills up the last byte is not looked at.
       bits: 1 to 8.
       num_codes: codes in a row.
 
     Returns:
-      uint8 [..., num_codes].
+      uint8 [..., num_codes], on the device of `packed`.
     """
-    _require_width(bits)
     size = packed_size(num_codes, bits)
-    if packed.dtype != torch.uint8 or packed.shape[-1] != size:
-        raise SchemeError(
-            f"{num_codes} codes of {bits} bits take {size} bytes a row, got {packed.dtype} {list(packed.shape)}"
-        )
-    rows = _as_rows(packed)
-    codes = torch.empty(rows.shape[0], num_codes, dtype=torch.uint8)
-    for start, stop in _chunks(codes):
-        codes[start:stop] = _unpack_rows(rows[start:stop], bits)[:, :num_codes]
-    return codes.reshape(*packed.shape[:-1], num_codes)
+    _require_stream(packed, torch.uint8, size, f"{num_codes} codes of {bits} bits take {size} bytes a row")
+    return _unpacked(packed, bits, num_codes)
 
 
 def pack_words(codes: Tensor, bits: int) -> Tensor:
     """The same stream in rows of whole little-endian 32-bit words: int32 [..., ceil(n * bits / 32)]."""
     _require_little_endian()
-    packed = pack(codes, bits)
-    words = packed_size(codes.shape[-1], bits) + 3 >> 2
-    if not packed.numel():
-        return torch.empty(*codes.shape[:-1], words, dtype=torch.int32)
-    if packed.shape[-1] != words * 4:
-        packed = torch.nn.functional.pad(packed, (0, words * 4 - packed.shape[-1]))
-    return packed.contiguous().view(torch.int32)
+    _require_codes(codes, bits)
+    words = _packed_words(codes.shape[-1], bits)
+    stream = _packed(codes, bits, words * WORD_BYTES)
+    return stream.view(torch.int32) if words else stream.to(torch.int32)
 
 
 def unpack_words(words: Tensor, bits: int, num_codes: int) -> Tensor:
     """Undo `pack_words`: int32 [..., ceil(num_codes * bits / 32)] to uint8 [..., num_codes]."""
     _require_little_endian()
-    expected = packed_size(num_codes, bits) + 3 >> 2
-    if words.dtype != torch.int32 or words.shape[-1] != expected:
-        raise SchemeError(
-            f"{num_codes} codes of {bits} bits take {expected} int32 words a row, got {words.dtype} {list(words.shape)}"
-        )
-    if not words.numel():
-        return torch.empty(*words.shape[:-1], num_codes, dtype=torch.uint8)
-    stream = words.contiguous().view(torch.uint8)[..., : packed_size(num_codes, bits)]
-    return unpack(stream, bits, num_codes)
+    expected = _packed_words(num_codes, bits)
+    _require_stream(words, torch.int32, expected, f"{num_codes} codes of {bits} bits take {expected} int32 words a row")
+    stream = words.contiguous().view(torch.uint8) if expected else words.to(torch.uint8)
+    return _unpacked(stream, bits, num_codes)
 
 
-def _pack_rows(rows: Tensor, bits: int) -> Tensor:
-    """uint8 [rows, n] to uint8 [rows, at least packed_size]."""
-    if bits == 8:
-        return rows
-    if 8 % bits == 0:
-        per_byte = 8 // bits
-        lanes = _filled(rows, per_byte).view(rows.shape[0], -1, per_byte)
-        packed = lanes[:, :, 0].clone()
-        for i in range(1, per_byte):
-            packed |= lanes[:, :, i] << (i * bits)
-        return packed
-    lanes = _filled(rows, 8).view(rows.shape[0], -1, 8)
-    out = torch.zeros(rows.shape[0], lanes.shape[1], bits, dtype=torch.uint8)
-    for i in range(8):
-        byte, shift = divmod(i * bits, 8)
-        out[:, :, byte] |= lanes[:, :, i] << shift  # bits beyond the byte fall off, and go into the next one
-        if shift + bits > 8:
-            out[:, :, byte + 1] |= lanes[:, :, i] >> (8 - shift)
-    return out.view(rows.shape[0], -1)
+def _packed(codes: Tensor, bits: int, size: int) -> Tensor:
+    """The stream of each row, filled up with zeros to `size` bytes."""
+    rows = _as_rows(codes)
+    packed = torch.empty(rows.shape[0], size, dtype=torch.uint8, device=codes.device)
+    packed[:, packed_size(rows.shape[1], bits) :] = 0
+    for row, column in _tiles(rows):
+        first, last = column.start * bits // 8, packed_size(column.stop, bits)
+        tile = _filled(rows[row, column], plain.BLOCK)
+        packed[row, first:last] = _mover.pack_blocks(tile, bits)[:, : last - first]
+    return packed.view(*codes.shape[:-1], size)
 
 
-def _unpack_rows(rows: Tensor, bits: int) -> Tensor:
-    """uint8 [rows, bytes] to uint8 [rows, at least the codes in them]."""
-    if bits == 8:
-        return rows
-    mask = (1 << bits) - 1
-    if 8 % bits == 0:
-        per_byte = 8 // bits
-        codes = torch.empty(*rows.shape, per_byte, dtype=torch.uint8)
-        for i in range(per_byte):
-            codes[:, :, i] = (rows >> (i * bits)) & mask
-        return codes.view(rows.shape[0], -1)
-    blocks = _filled(rows, bits).view(rows.shape[0], -1, bits)
-    codes = torch.empty(rows.shape[0], blocks.shape[1], 8, dtype=torch.uint8)
-    for i in range(8):
-        byte, shift = divmod(i * bits, 8)
-        value = blocks[:, :, byte] >> shift
-        if shift + bits > 8:
-            value = value | (blocks[:, :, byte + 1] << (8 - shift))
-        codes[:, :, i] = value & mask
-    return codes.view(rows.shape[0], -1)
+def _unpacked(stream: Tensor, bits: int, num_codes: int) -> Tensor:
+    """The first `num_codes` codes of each row, whatever follows them."""
+    rows = _as_rows(stream)
+    codes = torch.empty(rows.shape[0], num_codes, dtype=torch.uint8, device=stream.device)
+    for row, column in _tiles(codes):
+        first, last = column.start * bits // 8, packed_size(column.stop, bits)
+        tile = _filled(rows[row, first:last], bits)
+        codes[row, column] = _mover.unpack_blocks(tile, bits)[:, : column.stop - column.start]
+    return codes.view(*stream.shape[:-1], num_codes)
+
+
+def _tiles(codes: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of tiles of at most about TILE_CODES codes; columns start at whole blocks, hence at whole bytes."""
+    num_rows, num_columns = codes.shape
+    width = max(1, min(num_columns, TILE_CODES))
+    height = TILE_CODES // width
+    for row in range(0, num_rows, height):
+        for column in range(0, num_columns, width):
+            yield slice(row, min(row + height, num_rows)), slice(column, min(column + width, num_columns))
 
 
 def _as_rows(tensor: Tensor) -> Tensor:
@@ -151,15 +125,18 @@ def _as_rows(tensor: Tensor) -> Tensor:
 
 
 def _filled(rows: Tensor, multiple: int) -> Tensor:
-    """Rows filled up with zeros to a multiple of `multiple` columns."""
+    """Rows filled up with zeros to a multiple of `multiple` columns, fit to be viewed as 64-bit words."""
     missing = -rows.shape[1] % multiple
-    return torch.nn.functional.pad(rows, (0, missing)) if missing else rows.contiguous()
+    if missing:
+        return torch.nn.functional.pad(rows, (0, missing))
+    # `contiguous` hands back a single row of a wider tensor, and rows from an odd offset, as they are.
+    if rows.stride() != (rows.shape[1], 1) or rows.storage_offset() % 8:
+        return rows.clone(memory_format=torch.contiguous_format)
+    return rows
 
 
-def _chunks(rows: Tensor) -> list[tuple[int, int]]:
-    """Row ranges of about CHUNK_CODES codes."""
-    step = max(1, CHUNK_CODES // max(rows.shape[1], 1))
-    return [(start, min(start + step, rows.shape[0])) for start in range(0, rows.shape[0], step)]
+def _packed_words(num_codes: int, bits: int) -> int:
+    return -(-packed_size(num_codes, bits) // WORD_BYTES)
 
 
 def _require_width(bits: int) -> None:
@@ -167,11 +144,21 @@ def _require_width(bits: int) -> None:
         raise SchemeError(f"codes of {bits} bits cannot be packed; expected 1 to 8")
 
 
-def _require_narrow(rows: Tensor, bits: int) -> None:
-    if bits == 8 or rows.numel() == 0 or int(rows.max()) < 1 << bits:
-        return
-    row, column = (int(i) for i in torch.nonzero(rows >= 1 << bits)[0])
-    raise SchemeError(f"code {int(rows[row, column])} at [{row}, {column}] does not fit into {bits} bits")
+def _require_codes(codes: Tensor, bits: int) -> None:
+    _require_width(bits)
+    if codes.dtype != torch.uint8 or codes.ndim == 0:
+        raise SchemeError(f"codes must be uint8 [..., n] to be packed, got {codes.dtype} {list(codes.shape)}")
+    if codes.numel() and int(codes.max()) >= 1 << bits:
+        first = tuple(torch.nonzero(codes >= 1 << bits)[0].tolist())
+        raise SchemeError(
+            f"code {int(codes[first])} at {list(first)} does not fit into {bits} bits (0 to {(1 << bits) - 1}); "
+            "subtract qmin first, or pack wider"
+        )
+
+
+def _require_stream(stream: Tensor, dtype: torch.dtype, size: int, expected: str) -> None:
+    if stream.dtype != dtype or stream.ndim == 0 or stream.shape[-1] != size:
+        raise SchemeError(f"{expected}, got {stream.dtype} {list(stream.shape)}")
 
 
 def _require_little_endian() -> None:

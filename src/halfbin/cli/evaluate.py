@@ -1,0 +1,61 @@
+"""`halfbin evaluate`: how well a model predicts a text, or what a second one lost against it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from halfbin.cli.options import Device, Json, MaxTokens, TextFile, TrustRemoteCode
+from halfbin.cli.outcome import outcome
+from halfbin.cli.progress import progress
+from halfbin.cli.screen import print_json, results
+
+
+def evaluate(
+    a: Annotated[str, typer.Argument(help="A model directory, the original one, or [bold]demo[/bold].", metavar="A")],
+    b: Annotated[
+        str | None, typer.Argument(help="Another one to hold against it.", metavar="[B]", show_default=False)
+    ] = None,
+    *,
+    text: TextFile = None,
+    max_tokens: MaxTokens = None,
+    context: Annotated[
+        int | None,
+        typer.Option(help="Tokens that the model reads at once; what it was made for by default.", min=2, metavar="N"),
+    ] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(help="Tokens from one window to the next; windows do not overlap by default.", min=1, metavar="N"),
+    ] = None,
+    device: Device = "cpu",
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: Json = False,
+) -> None:
+    """Measure perplexity, and between two models KL divergence and agreement, on one text.
+
+    [bold]Examples[/bold]
+
+      halfbin evaluate demo
+      halfbin evaluate path/to/model out --text mine.txt
+    """
+    with outcome():
+        from halfbin import api
+        from halfbin.cli.judgement import judgement_json, judgement_table
+
+        with progress() as on_event:
+            found = api.evaluate(
+                a,
+                b,
+                text=text,
+                context=context,
+                stride=stride,
+                max_tokens=max_tokens,
+                trust_remote_code=trust_remote_code,
+                device=device,
+                on_event=on_event,
+            )
+        if as_json:
+            print_json(judgement_json(found))
+        else:
+            results().print(judgement_table(found, a, b))

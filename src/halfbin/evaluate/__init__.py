@@ -1,0 +1,32 @@
+"""What quantization cost, in numbers that have one stated definition each; `docs/evaluation.md` gives them from the start."""
+
+from __future__ import annotations
+
+from halfbin.evaluate.compare import Comparison, Spread, compare
+from halfbin.evaluate.embeddings import EmbeddingComparison, compare_embeddings, embed, similarity, spearman
+from halfbin.evaluate.layers import TensorError, output_errors, weight_error
+from halfbin.evaluate.perplexity import Perplexity, perplexity
+from halfbin.evaluate.text import Tokens, tokenize
+from halfbin.evaluate.windows import Batch, Windows, cut, default_context
+
+__all__ = [
+    "Batch",
+    "Comparison",
+    "EmbeddingComparison",
+    "Perplexity",
+    "Spread",
+    "TensorError",
+    "Tokens",
+    "Windows",
+    "compare",
+    "compare_embeddings",
+    "cut",
+    "default_context",
+    "embed",
+    "output_errors",
+    "perplexity",
+    "similarity",
+    "spearman",
+    "tokenize",
+    "weight_error",
+]

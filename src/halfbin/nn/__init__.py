@@ -1,0 +1,28 @@
+"""Modules that hold a `QTensor`, the kernels that multiply by one, and swapping them into a model."""
+
+from __future__ import annotations
+
+from halfbin.nn.conv import Geometry, QuantConv
+from halfbin.nn.conv1d_transposed import QuantConv1D
+from halfbin.nn.convert import Swap, quantize_module
+from halfbin.nn.embedding import QuantEmbedding
+from halfbin.nn.linear import QuantLinear
+from halfbin.nn.matmul import CpuFeatures, MatmulKernel, choose
+from halfbin.nn.module import QuantModule
+from halfbin.nn.reference import KERNELS, Reference
+
+__all__ = [
+    "KERNELS",
+    "CpuFeatures",
+    "Geometry",
+    "MatmulKernel",
+    "QuantConv",
+    "QuantConv1D",
+    "QuantEmbedding",
+    "QuantLinear",
+    "QuantModule",
+    "Reference",
+    "Swap",
+    "choose",
+    "quantize_module",
+]

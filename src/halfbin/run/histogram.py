@@ -1,0 +1,40 @@
+"""Where a weight's elements lie between the values that its codes can take."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from halfbin.numerics.formats import Format, working
+from halfbin.run.report import Histogram
+from halfbin.tensor.granularity import spread
+from halfbin.tensor.qtensor import QTensor
+
+NUM_BINS = 128
+
+
+def weight_histogram(weight: Tensor, q: QTensor, *, num_bins: int = NUM_BINS) -> Histogram:
+    """Count the elements of `weight` in steps of their own scale, so that all groups share one picture.
+
+    Args:
+      weight: float [*shape], as it was before rounding.
+      q: what it was rounded to, of the same shape.
+      num_bins: equally wide bins, reaching half a gap beyond the outermost levels; what lies further out (it was
+        clipped) counts in the outermost bin.
+    """
+    steps = working(weight) / spread(q.scale.to(working(weight).dtype), q.shape, q.scheme.granularity)
+    if q.zero_point is not None:
+        steps = steps + spread(q.zero_point, q.shape, q.scheme.granularity)
+    levels = finite_levels(q.scheme.format)
+    low = levels[0] - (levels[1] - levels[0]) / 2
+    high = levels[-1] + (levels[-1] - levels[-2]) / 2
+    bins = ((steps.flatten() - low) * (num_bins / (high - low))).floor_().clamp_(0, num_bins - 1)
+    counts = torch.bincount(bins.to(torch.int64), minlength=num_bins)
+    edges = torch.linspace(low, high, num_bins + 1, dtype=torch.float64)
+    return Histogram(edges=tuple(edges.tolist()), counts=tuple(counts.tolist()), levels=tuple(levels))
+
+
+def finite_levels(fmt: Format) -> list[float]:
+    """Every finite value that a code of `fmt` stands for, rising, each once (-0 and 0 are one value)."""
+    values = fmt.decode(fmt.codes, torch.float64)
+    return sorted({float(value) + 0.0 for value in values[values.isfinite()]})
