@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from halfbin.errors import SchemeError
+from halfbin.errors import DataError, SchemeError
 from halfbin.numerics.formats import FloatFormat, Format, IntegerFormat, working
 from halfbin.numerics.scales import ScaleFormat
 
@@ -75,6 +75,8 @@ class Grid:
             return self.format.encode(steps)
         fmt = self.format
         assert isinstance(fmt, IntegerFormat)
+        if torch.isnan(steps).any():
+            raise DataError(f"NaN cannot be a code of {fmt.name}, which has none for it")
         # Rounded before the zero point is added, so that 0.0 and the ties do not depend on it.
         return steps.round_().add_(zero_point).clamp_(fmt.qmin, fmt.qmax).to(fmt.code_dtype)
 

@@ -202,9 +202,13 @@ class TableFormat:
             raise DataError(f"NaN cannot be a code of {self.name}, which has none for it")
         x = working(x).contiguous()
         values = torch.tensor(self.table, dtype=torch.float64)
-        midpoints = ((values[1:] + values[:-1]) / 2).to(x.dtype).to(x.device)
-        below = torch.bucketize(x, midpoints)
-        above = torch.bucketize(x, midpoints, right=True)
+        midpoints = (values[1:] + values[:-1]) / 2
+        # A midpoint may lie between two numbers of x's type: then neither of them is a tie.
+        nearest = midpoints.to(x.dtype)
+        lower = torch.where(nearest > midpoints, torch.nextafter(nearest, nearest - 1), nearest)
+        upper = torch.where(nearest < midpoints, torch.nextafter(nearest, nearest + 1), nearest)
+        below = torch.bucketize(x, lower.to(x.device))
+        above = torch.bucketize(x, upper.to(x.device), right=True)
         return torch.where(below % 2 == 0, below, above).to(torch.uint8)  # they differ only at ties
 
     def decode(self, codes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
