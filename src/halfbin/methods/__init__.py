@@ -1,0 +1,16 @@
+"""How codes are chosen for one weight: pure functions (weight, scheme) -> QTensor, one file each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from halfbin.methods.hqq import hqq
+from halfbin.methods.rtn import rtn
+from halfbin.tensor.qtensor import QTensor
+from halfbin.tensor.scheme import Scheme
+
+METHODS: dict[str, Callable[[Tensor, Scheme], QTensor]] = {"rtn": rtn, "hqq": hqq}
+
+__all__ = ["METHODS", "hqq", "rtn"]
