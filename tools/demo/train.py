@@ -1,10 +1,13 @@
 """Train the demo model: a small Llama on the source of the Python standard library.
 
-    python tools/demo/train.py --work build/demo --minutes 40      train; run again to go on after an interruption
+    python tools/demo/train.py --work build/demo --minutes 45      train; run again to go on after an interruption
+    python tools/demo/train.py --work build/demo --tokens 8000000  the same, ending after so many tokens
     python tools/demo/train.py --work build/demo --export src/halfbin/demo
 
 Two cores and bf16 are enough. Matrices inside the blocks learn with Muon (https://kellerjordan.github.io/posts/muon/),
-embeddings and norms with AdamW; the rate warms up, stays, and falls to zero over the last 40 % of the time.
+embeddings and norms with AdamW; the rate warms up, stays, and falls to zero over the last 40 % of the time or tokens.
+A budget in minutes ends when you said; on a busy machine it ends with fewer tokens seen, and only a budget in tokens can be
+repeated with the same result.
 
 The script starts itself again with glibc told to keep freed memory: a training step frees and takes the same large blocks
 over and over, and giving them back to the kernel in between cost two thirds of the time (1,100 against 3,800 tokens/s).
@@ -96,8 +99,8 @@ def window(stream: np.ndarray, rng: np.random.Generator, batch: int) -> torch.Te
     return torch.from_numpy(rows)
 
 
-def train(work: Path, stream: np.ndarray, *, minutes: float, batch: int) -> None:
-    """Train until the minutes are over; the schedule follows the clock, so the end is always at rate zero."""
+def train(work: Path, stream: np.ndarray, *, minutes: float, num_tokens: int | None, batch: int) -> None:
+    """Train until the tokens, or else the minutes, are used up; the schedule follows them, so the end is at rate zero."""
     torch.manual_seed(SEED)
     model = LlamaForCausalLM(model_config())
     steps = optimizers(model)
@@ -114,8 +117,12 @@ def train(work: Path, stream: np.ndarray, *, minutes: float, batch: int) -> None
     started = last = time.monotonic()
     losses: list[float] = []
     model.train()
-    while (spent := before + time.monotonic() - started) < minutes * 60:
-        factor = rate(spent / (minutes * 60))
+    while True:
+        spent = before + time.monotonic() - started
+        progress = tokens / num_tokens if num_tokens else spent / (minutes * 60)
+        if progress >= 1.0:
+            break
+        factor = rate(progress)
         for optimizer, highest in steps:
             for group in optimizer.param_groups:
                 group["lr"] = highest * factor
@@ -139,7 +146,7 @@ def train(work: Path, stream: np.ndarray, *, minutes: float, batch: int) -> None
             )
         if len(losses) % 500 == 0:
             save(saved, model, steps, tokens, spent)
-    save(saved, model, steps, tokens, minutes * 60)
+    save(saved, model, steps, tokens, spent)
 
 
 def save(path: Path, model: LlamaForCausalLM, steps: list[Any], tokens: int, seconds: float) -> None:
@@ -169,6 +176,11 @@ def export(work: Path, target: Path, parts: dict[str, Any]) -> None:
         clean_up_tokenization_spaces=False,
     )
     tokenizer.save_pretrained(target / "model")
+    config = target / "model" / "tokenizer_config.json"
+    # transformers 5 writes its own new class name; this older one is understood by every version.
+    config.write_text(config.read_text().replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"'))
+    for path in (target / "model").iterdir():
+        path.chmod(0o644)  # safetensors makes its files private
     (target / "calibration.txt").write_text(excerpt(parts["calibration"], 500_000), encoding="utf-8")
     (target / "heldout.txt").write_text(excerpt(parts["heldout"], 300_000), encoding="utf-8")
     made = {
@@ -185,8 +197,9 @@ def main() -> None:
     """Parse the command line; train, or export what was trained."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for the tokenizer, the tokens and the state")
-    parser.add_argument("--minutes", type=float, default=45.0)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--minutes", type=float, default=45.0, help="how long to train, earlier runs counted in; 45")
+    parser.add_argument("--tokens", type=int, help="how many tokens to train on, instead of --minutes")
+    parser.add_argument("--batch", type=int, default=8, help="windows a step; 8")
     parser.add_argument("--export", type=Path, help="write the shipped files into this folder and stop")
     options = parser.parse_args()
     if os.environ.get("MALLOC_MMAP_MAX_") is None:
@@ -204,7 +217,7 @@ def main() -> None:
     stream = encode(Tokenizer.from_file(str(options.work / "tokenizer.json")), texts)
     sizes = {name: sum(len(d.text.encode()) for d in found) for name, found in parts.items()}
     print(f"bytes {sizes}, {len(stream):,} training tokens, uniform loss {math.log(VOCABULARY):.3f}")
-    train(options.work, stream, minutes=options.minutes, batch=options.batch)
+    train(options.work, stream, minutes=options.minutes, num_tokens=options.tokens, batch=options.batch)
 
 
 if __name__ == "__main__":
