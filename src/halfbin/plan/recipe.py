@@ -7,10 +7,13 @@
     match = "*.down_proj"              # a glob over site names, or "role:embedding", or "class:Conv2d"
     weights = "int8-channel"           # a scheme, or "bf16", "fp16", "fp32", or "keep"
     [[rule]]
+    match = "class:Conv2d"
+    weights = "int8-channel"
+    estimator = "mse"                  # how rtn chooses a range: "minmax" unless said otherwise
+    [[rule]]
     match = "*"
     weights = "int4-g128"
     method = "hqq"                     # "rtn" unless said otherwise
-    estimator = "mse"                  # how a range is chosen: "minmax" unless said otherwise
 
 Embeddings, output heads and routers are protected: a glob with a wildcard passes them by, and only their full name or
 their role ("role:head") reaches them. What no rule matches stays as it is.
@@ -28,19 +31,22 @@ the result is written unless the user says `--format`: "compressed-tensors", "ha
 from __future__ import annotations
 
 import fnmatch
+import functools
 import importlib.resources
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from torch import Tensor
 
 from halfbin.errors import RecipeError, SchemeError, did_you_mean
 from halfbin.methods import METHODS
 from halfbin.models import Site
 from halfbin.numerics import ESTIMATORS
+from halfbin.tensor.qtensor import QTensor
 from halfbin.tensor.scheme import Scheme, parse_scheme, states_scale
 
 PROTECTED_ROLES = ("embedding", "head", "router")
@@ -89,6 +95,13 @@ class Recipe:
     def rule_for(self, site: Site) -> Rule | None:
         """The first rule that fits, None where none does."""
         return next((rule for rule in self.rules if rule.fits(site)), None)
+
+
+def rounding(method: str, estimator: str) -> Callable[[Tensor, Scheme], QTensor]:
+    """The function that a rule names: weight and scheme to codes."""
+    if method == "rtn":
+        return functools.partial(METHODS["rtn"], estimator=ESTIMATORS[estimator]())
+    return METHODS[method]
 
 
 def preset_names() -> list[str]:
@@ -155,11 +168,14 @@ def _rule(raw: object, where: str) -> Rule:
     kind, _, value = match.partition(":")
     if kind == "role" and value not in ROLES:
         raise RecipeError(f"{where}: {value!r} is no role{did_you_mean(value, ROLES)}")
+    method = _choice(raw, "method", tuple(METHODS), "rtn", where)
+    if method != "rtn" and "estimator" in raw:
+        raise RecipeError(f"{where}: estimator goes with method rtn; {method} chooses its ranges itself: leave it out")
     return Rule(
         match=match,
         weights=_weights(weights, where),
         scale_is_stated=states_scale(weights),
-        method=_choice(raw, "method", tuple(METHODS), "rtn", where),
+        method=method,
         estimator=_choice(raw, "estimator", tuple(ESTIMATORS), "minmax", where),
     )
 

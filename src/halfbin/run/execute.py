@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from halfbin.errors import DataError, FormatError, HalfbinError
 from halfbin.evaluate.layers import TensorError, weight_error
 from halfbin.formats.checkpoint import Checkpoint, open_checkpoint
 from halfbin.formats.safetensors import SafetensorsWriter
-from halfbin.methods import METHODS
-from halfbin.numerics import ESTIMATORS
+from halfbin.models import targets
 from halfbin.plan import Plan, SitePlan
 from halfbin.plan.plan import num_bytes
+from halfbin.plan.recipe import rounding
 from halfbin.tensor.qtensor import dequantize, require_finite
 from halfbin.tensor.scheme import Scheme
 
@@ -104,9 +104,8 @@ def _rounded(
     assert isinstance(planned.weights, Scheme)
     name = planned.site.tensor
     weight = checkpoint.read(name)
-    method, estimator = METHODS[planned.method], ESTIMATORS[planned.estimator]
     with _naming(name, weight, checkpoint):
-        q = method(weight.to(device), planned.weights, estimator=estimator()).to("cpu")
+        q = rounding(planned.method, planned.estimator)(weight.to(device), planned.weights).to("cpu")
         return plan.layout.encode(name, q), weight_error(weight, dequantize(q))
 
 
@@ -174,13 +173,24 @@ def _write_config(plan: Plan, directory: Path) -> None:
     config: dict[str, Any] = json.loads((plan.directory / "config.json").read_bytes())
     config.pop("quantization_config", None)
     rounded = {s.site.tensor: (s.weights, s.site.shape) for s in plan.sites if isinstance(s.weights, Scheme)}
-    ignored = [s.site.name for s in plan.sites if not s.quantized and s.site.module_class == "Linear"]
-    if rounded and (how := plan.layout.config(rounded, ignored)):
+    if rounded and (how := plan.layout.config(rounded, _left_linears(plan))):
         config["quantization_config"] = how
     if plan.recipe.others is not None:
         config["dtype"] = str(plan.recipe.others).removeprefix("torch.")
         config.pop("torch_dtype", None)
     write_json(directory / "config.json", config)
+
+
+def _left_linears(plan: Plan) -> list[str]:
+    """Every linear of the model that keeps its float weight, also where no tensor on disk is its own, as a tied head.
+
+    Named as the framework names modules, and as on disk where that differs.
+    """
+    parameter_of = targets(plan.skeleton, [s.site.tensor for s in plan.sites])
+    rounded = {parameter_of[s.site.tensor].parameter.removesuffix(".weight") for s in plan.sites if s.quantized}
+    modules = [n for n, m in plan.skeleton.model.named_modules() if isinstance(m, nn.Linear) and n not in rounded]
+    on_disk = [s.site.name for s in plan.sites if not s.quantized and s.site.module_class == "Linear"]
+    return list(dict.fromkeys([*modules, *on_disk]))
 
 
 def write_json(path: Path, value: object) -> None:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from halfbin.methods import METHODS
 from halfbin.models import Site
 from halfbin.nn.convert import Method, Swap, quantize_module
-from halfbin.numerics import ESTIMATORS
 from halfbin.plan import load_recipe
 from halfbin.plan.plan import fitted_scheme
+from halfbin.plan.recipe import rounding
 from halfbin.run.events import Event, OnEvent
-from halfbin.tensor.qtensor import QTensor
 from halfbin.tensor.scheme import Scheme
 
 
@@ -34,12 +32,7 @@ def quantize_in_memory(model: nn.Module, recipe: str | Path, on_event: OnEvent |
             return None
         # The layer holds its weight as a matrix [out_features, in_features], whatever it was before.
         scheme, _ = fitted_scheme(site, rule, rules.remainder)
-        method, estimator = METHODS[rule.method], ESTIMATORS[rule.estimator]
-
-        def rounding(weight: Tensor, scheme: Scheme) -> QTensor:
-            return method(weight, scheme, estimator=estimator())
-
-        return scheme, rounding
+        return scheme, rounding(rule.method, rule.estimator)
 
     def on_step(done: int, total: int) -> None:
         if on_event:
