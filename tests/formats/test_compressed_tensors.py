@@ -30,7 +30,7 @@ def test_every_held_scheme_is_held_without_loss(spelling: str) -> None:
     announced = COMPRESSED_TENSORS.tensors(NAME, q.shape, q.scheme)
     assert {name: (t.dtype, tuple(t.shape)) for name, t in parts.items()} == announced
     assert all(t.is_contiguous() for t in parts.values())
-    infos: dict[str, PartInfo] = {name: t for name, t in parts.items()}
+    infos: dict[str, PartInfo] = dict(parts.items())
     config = COMPRESSED_TENSORS.config({NAME: (q.scheme, q.shape)}, ["lm_head"])
     stored = COMPRESSED_TENSORS.schemes(config, infos, parts.__getitem__)[NAME]
     assert (stored.scheme, stored.shape) == (q.scheme, q.shape)

@@ -27,12 +27,17 @@ def checkpoint(*modules: str) -> tuple[dict[str, Any], dict[str, Tensor], dict[s
         parts |= COMPRESSED_TENSORS.encode(f"{module}.weight", q)
         (group,) = COMPRESSED_TENSORS.config({"x.weight": (q.scheme, q.shape)}, [])["config_groups"].values()  # type: ignore[attr-defined]  # a JSON object
         groups[module] = {**group, "targets": [f"re:.*{module}"]}
-    config = {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": groups, "version": "0.20.0"}
+    config = {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "config_groups": groups,
+        "version": "0.20.0",
+    }
     return config, parts, quantized
 
 
 def read(config: dict[str, Any], parts: dict[str, Tensor]) -> dict[str, Stored]:
-    infos: dict[str, PartInfo] = {name: value for name, value in parts.items()}
+    infos: dict[str, PartInfo] = dict(parts.items())
     return COMPRESSED_TENSORS.schemes(config, infos, parts.__getitem__)
 
 
@@ -98,9 +103,13 @@ def add(name: str, value: Tensor) -> Callable[[dict[str, Any], dict[str, Tensor]
 
 WEIGHTS = ("config_groups", "a", "weights")
 BAD = [
-    pytest.param(change("config_groups", "a", "format", to="marlin-24"), "'marlin-24', which is not read", id="legacy format"),
+    pytest.param(
+        change("config_groups", "a", "format", to="marlin-24"), "'marlin-24', which is not read", id="legacy format"
+    ),
     pytest.param(change("config_groups", "a", "format", to="nvfp4-pack-quantized"), "nvfp4", id="format not read yet"),
-    pytest.param(change("config_groups", "a", "format", to="float-quantized"), "holds none such", id="format of floats"),
+    pytest.param(
+        change("config_groups", "a", "format", to="float-quantized"), "holds none such", id="format of floats"
+    ),
     pytest.param(change("config_groups", to={"W4A16": ["Linear"]}), "presets", id="preset"),
     pytest.param(change("config_groups", to={}), "1 to 4096", id="no groups"),
     pytest.param(change("config_groups", to={"a": {"weights": 3}}), "must be a table", id="weights that are no table"),

@@ -6,17 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from formats.written import projections, tiny_llama, write_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from formats.written import projections, tiny_llama, write_model
 from halfbin.errors import FormatError, SchemeError
 from halfbin.formats import HALFBIN, SafetensorsWriter, open_quantized
 from halfbin.formats.layout import PartInfo
 from halfbin.numerics import FORMATS, IntegerFormat, ScaleFormat
 from halfbin.tensor import (
+    Granularity,
     PerBlock,
     PerChannel,
     PerGroup,
@@ -41,13 +42,13 @@ def same(a: QTensor, b: QTensor) -> bool:
 
 
 def infos_of(parts: dict[str, Tensor]) -> dict[str, PartInfo]:
-    return {name: tensor for name, tensor in parts.items()}
+    return dict(parts.items())
 
 
 @st.composite
 def schemes(draw: st.DrawFn) -> Scheme:
     fmt = draw(st.sampled_from(list(FORMATS.values())))
-    granularity = draw(
+    granularity: Granularity = draw(
         st.sampled_from([PerTensor(), PerChannel(), PerChannel(1), PerToken(), PerBlock(2, 3), PerGroup(2, 0)])
         | st.builds(PerGroup, st.integers(1, 9))
     )
@@ -148,7 +149,12 @@ def test_a_damaged_part_is_refused_by_name(
 
 
 def config_with(**changes: object) -> dict[str, object]:
-    return {"quant_method": "halfbin", "version": 1, "tensors": {NAME: {"scheme": "int4-g8", "shape": [3, 12]}}, **changes}
+    return {
+        "quant_method": "halfbin",
+        "version": 1,
+        "tensors": {NAME: {"scheme": "int4-g8", "shape": [3, 12]}},
+        **changes,
+    }
 
 
 def entry(**changes: object) -> dict[str, object]:
@@ -174,7 +180,9 @@ def entry(**changes: object) -> dict[str, object]:
         pytest.param(entry(shape=[3, 13]), "shape", id="shape that the bytes do not hold"),
         pytest.param(entry(scheme="int4-g8-asym"), "zero_point' is missing", id="zero point not stored"),
         pytest.param(config_with(tensors={}), "does not say what they mean", id="codes that are not listed"),
-        pytest.param(config_with(tensors={"x": {"scheme": "int4-g8", "shape": [3, 12]}}), "missing", id="listed, not stored"),
+        pytest.param(
+            config_with(tensors={"x": {"scheme": "int4-g8", "shape": [3, 12]}}), "missing", id="listed, not stored"
+        ),
         pytest.param(entry(extra=1), "must hold a scheme", id="unknown key"),
     ],
 )
@@ -205,7 +213,15 @@ def test_an_error_names_tensor_and_directory(tmp_path: Path) -> None:
 
 
 def test_a_whole_model_of_mixed_schemes_is_read_back(tmp_path: Path) -> None:
-    names = ["nf4-g64", "ternary-channel", "int3-g100-asym-f16", "mxfp4", "fp8_e5m2-tensor", "uint4-g32-asym", "int8-token"]
+    names = [
+        "nf4-g64",
+        "ternary-channel",
+        "int3-g100-asym-f16",
+        "mxfp4",
+        "fp8_e5m2-tensor",
+        "uint4-g32-asym",
+        "int8-token",
+    ]
     model = tiny_llama()
     weights = [*projections(model), "model.embed_tokens.weight"]
     chosen = {name: parse_scheme(names[i % len(names)]) for i, name in enumerate(weights)}

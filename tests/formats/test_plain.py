@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from formats.written import projections, tiny_llama, tokens, write_model
 from transformers import AutoModelForCausalLM
 
+from formats.written import projections, tiny_llama, tokens, write_model
 from halfbin.errors import DataError, FormatError
 from halfbin.formats import PlainLayout, open_quantized
 from halfbin.tensor import QTensor, parse_scheme
@@ -40,8 +40,9 @@ def test_values_beyond_the_type_are_refused() -> None:
 
 
 def test_codes_cannot_be_read_back() -> None:
+    parts: dict[str, torch.Tensor] = {}
     with pytest.raises(FormatError, match="dequantized"):
-        PlainLayout().decode("a.weight", parse_scheme("int4"), (1, 1), {}.__getitem__)
+        PlainLayout().decode("a.weight", parse_scheme("int4"), (1, 1), parts.__getitem__)
 
 
 def test_types_that_are_no_float_are_refused() -> None:

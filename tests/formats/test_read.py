@@ -12,7 +12,11 @@ from halfbin.formats import SafetensorsWriter, layout_named, open_quantized
 
 
 def directory(path: Path, config: object, tensors: dict[str, Tensor] | None = None) -> Path:
-    tensors = {"a.weight": torch.ones(2, 3, dtype=torch.bfloat16), "a.steps": torch.ones(1).long()} if tensors is None else tensors
+    tensors = (
+        {"a.weight": torch.ones(2, 3, dtype=torch.bfloat16), "a.steps": torch.ones(1).long()}
+        if tensors is None
+        else tensors
+    )
     specs = {name: (value.dtype, tuple(value.shape)) for name, value in tensors.items()}
     with SafetensorsWriter(path / "model.safetensors", specs, {}) as writer:
         for name, value in tensors.items():
@@ -36,7 +40,9 @@ def test_a_float_checkpoint_is_read_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        pytest.param({"quantization_config": {"quant_method": "gptq"}}, "'gptq', which is not read yet", id="other method"),
+        pytest.param(
+            {"quantization_config": {"quant_method": "gptq"}}, "'gptq', which is not read yet", id="other method"
+        ),
         pytest.param({"quantization_config": {"bits": 4}}, "None", id="no method"),
         pytest.param({"quantization_config": [1]}, "must be a table", id="no table"),
         pytest.param({"compression_config": {"format": "x"}}, "before 0.5", id="older key"),
@@ -56,7 +62,10 @@ def test_codes_without_a_config_are_not_taken_for_weights(tmp_path: Path) -> Non
 
 
 def test_a_name_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with open_quantized(directory(tmp_path, {})) as checkpoint, pytest.raises(FormatError, match=r"no tensor 'b\.weight'"):
+    with (
+        open_quantized(directory(tmp_path, {})) as checkpoint,
+        pytest.raises(FormatError, match=r"no tensor 'b\.weight'"),
+    ):
         checkpoint.read("b.weight")
 
 

@@ -56,7 +56,7 @@ def write_model(
     ignored: tuple[str, ...] = ("lm_head",),
 ) -> Written:
     """Quantize each tensor that `scheme_of` gives a scheme, and write a directory that a client can load."""
-    weights = {name: value for name, value in model.state_dict().items()}
+    weights = dict(model.state_dict())
     if model.config.tie_word_embeddings:
         del weights["lm_head.weight"]
     quantized = {name: quantize(w, scheme) for name, w in weights.items() if (scheme := scheme_of(name)) is not None}

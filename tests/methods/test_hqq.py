@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch import Tensor
@@ -60,10 +62,10 @@ def test_no_tile_is_worse_than_rounding_in_the_norm_that_is_minimised(spelling: 
 
 @pytest.mark.parametrize(
     ("spelling", "gain"),
-    [("int4-g128", 0.92), ("int4-g128-asym", 0.98), ("int3-channel", 0.8), ("int4-channel", 0.75), ("nf4-g64", 0.995)],
+    [("int4-g128", 0.92), ("int4-g128-asym", 0.98), ("int3-channel", 0.8), ("int4-channel", 0.75)],
 )
 def test_heavy_tails_gain_and_the_largest_weight_pays(spelling: str, gain: float) -> None:
-    # The gains are half of those measured (0.85, 0.94, 0.6, 0.6, 0.985 of the norm under rtn): a claim, not a fit.
+    # The gains are half of those measured (0.85, 0.94, 0.6, 0.6 of the norm under rtn): a claim, not a fit.
     weight, scheme = heavy(64, 1024), parse_scheme(spelling)
     q, rounded = hqq(weight, scheme), rtn(weight, scheme)
     assert lp_of_tiles(weight, q).sum() < gain * lp_of_tiles(weight, rounded).sum()
@@ -121,7 +123,7 @@ def test_chunks_change_memory_and_nothing_else(spelling: str, monkeypatch: pytes
     # Sums run in float64, so cutting a long tile into pieces moves them by 1e-16 of themselves.
     weight, scheme = heavy(), parse_scheme(spelling)
     whole = hqq(weight, scheme)
-    monkeypatch.setattr("halfbin.methods.hqq._CHUNK", 100)
+    monkeypatch.setattr(sys.modules[hqq.__module__], "_CHUNK", 100)  # the name halfbin.methods.hqq is the function
     pieces = hqq(weight, scheme)
     assert torch.equal(whole.codes, pieces.codes)
 

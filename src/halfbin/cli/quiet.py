@@ -51,7 +51,7 @@ def no_foreign_bars() -> Iterator[None]:
         tqdm.__init__ = original
 
 
-def _show_warning(  # noqa: PLR0917 - the signature of warnings.showwarning
+def _show_warning(
     message: Warning | str,
     category: type[Warning],
     filename: str,

@@ -22,7 +22,9 @@ def read_as(read: Read, name: str, dtype: torch.dtype, shape: Shape) -> Tensor:
 def require_part(name: str, dtype: torch.dtype, shape: Shape, wanted: torch.dtype, wanted_shape: Shape) -> None:
     """A stored tensor's type and shape are those that its scheme asks for."""
     if dtype != wanted:
-        raise FormatError(f"tensor {name!r} is stored as {dtype}, expected {wanted}; the file does not match its config")
+        raise FormatError(
+            f"tensor {name!r} is stored as {dtype}, expected {wanted}; the file does not match its config"
+        )
     if shape != wanted_shape:
         raise FormatError(
             f"tensor {name!r} has shape {list(shape)}, expected {list(wanted_shape)}; the file does not match its config"
@@ -33,7 +35,9 @@ def require_parts(infos: Infos, parts: Parts) -> None:
     """Every part is in the checkpoint, with the right type and shape; only the header is looked at."""
     for name, (dtype, shape) in parts.items():
         if name not in infos:
-            raise FormatError(f"tensor {name!r} is missing; its weight cannot be read without it: download the file again")
+            raise FormatError(
+                f"tensor {name!r} is missing; its weight cannot be read without it: download the file again"
+            )
         require_part(name, infos[name].dtype, tuple(infos[name].shape), dtype, shape)
 
 
@@ -78,5 +82,7 @@ def checked_scale(name: str, stored: Tensor, scale_format: ScaleFormat) -> Tenso
         require_positive(name, stored)
         return stored
     if bool((stored == E8M0_NAN).any()):
-        raise FormatError(f"tensor {name!r} holds a scale of NaN (e8m0 exponent 255); a scale must be finite and above 0")
+        raise FormatError(
+            f"tensor {name!r} holds a scale of NaN (e8m0 exponent 255); a scale must be finite and above 0"
+        )
     return stored.contiguous().view(torch.float8_e8m0fnu)

@@ -82,7 +82,9 @@ class CompressedTensorsLayout:
 
 def _refuses_module(module_class: str, shape: Shape) -> str | None:
     if module_class == "Linear":
-        return None if len(shape) == 2 else f"a Linear weight of shape {list(shape)} is not [out, in]: keep it in 16 bits"
+        return (
+            None if len(shape) == 2 else f"a Linear weight of shape {list(shape)} is not [out, in]: keep it in 16 bits"
+        )
     if len(shape) > 2 and module_class == "":
         return f"its clients keep weights of experts as one matrix each, not as a stack {list(shape)}: {ELSEWHERE}"
     reasons = {
@@ -97,7 +99,7 @@ def _refuses_module(module_class: str, shape: Shape) -> str | None:
 def _refuses_format(scheme: Scheme) -> str | None:
     fmt = scheme.format
     signed = isinstance(fmt, IntegerFormat) and fmt.qmin == -(2 ** (fmt.bits - 1)) and fmt.qmax == -fmt.qmin - 1
-    if signed and 2 <= fmt.bits <= 8 or fmt.name in ("fp8_e4m3", "fp4_e2m1"):
+    if (signed and 2 <= fmt.bits <= 8) or fmt.name in ("fp8_e4m3", "fp4_e2m1"):
         return _refuses_scale(scheme)
     if fmt.name.startswith("uint"):
         same = f"int{fmt.bits}-...-asym"
@@ -116,7 +118,7 @@ def _refuses_scale(scheme: Scheme) -> str | None:
         if mx and scheme.granularity != PerGroup(32):
             return "power-of-two scales belong to groups of 32 there: use mxfp4 or mxfp8"
         if scheme.format.bits == 4 and not mx:
-            return f"its 4-bit floats have power-of-two scales (mxfp4) or two levels of scales (nvfp4): use mxfp4, or {ELSEWHERE}"
+            return f"its 4-bit floats have power-of-two scales (mxfp4) or two levels (nvfp4): use mxfp4, or {ELSEWHERE}"
         return None
     return f"integers have no power-of-two scales there: use f16, bf16 or f32 scales, or {ELSEWHERE}" if mx else None
 
@@ -126,14 +128,20 @@ def _refuses_granularity(shape: Shape, scheme: Scheme) -> str | None:
     if granularity == PerChannel(0):
         return None
     if isinstance(granularity, PerTensor):
-        return "its packed integers have a scale a row or a group, none for the whole tensor: use channel" if integers else None
+        return (
+            "its packed integers have a scale a row or a group, none for the whole tensor: use channel"
+            if integers
+            else None
+        )
     if isinstance(granularity, PerGroup) and granularity.axis == -1:
         if not integers and scheme.scale_format is not ScaleFormat.E8M0:
             return f"fp8 weights in groups have no client there: use channel, tensor or b128x128, or {ELSEWHERE}"
         return _refuses_tail(granularity.size, shape[1])
     if isinstance(granularity, PerBlock) and not integers:
         return _refuses_tail(granularity.columns, shape[1])
-    return f"there are no scales per {granularity} of a weight there: use channel or groups such as g128, or {ELSEWHERE}"
+    return (
+        f"there are no scales per {granularity} of a weight there: use channel or groups such as g128, or {ELSEWHERE}"
+    )
 
 
 def _refuses_tail(size: int, columns: int) -> str | None:
@@ -159,7 +167,7 @@ def _require_readable(schemes: list[Scheme]) -> None:
     if asymmetric is not None and len(schemes) > 1:
         raise SchemeError(
             f"{asymmetric} beside {len(schemes) - 1} other scheme(s): transformers reads packed zero points only where one "
-            f"scheme covers the whole model; use symmetric schemes, one scheme for everything, or {ELSEWHERE.removeprefix('use ')}"
+            f"scheme covers the whole model; use symmetric schemes, one scheme for all, or {ELSEWHERE.removeprefix('use ')}"
         )
 
 

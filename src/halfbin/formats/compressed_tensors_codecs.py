@@ -47,7 +47,9 @@ def stored_scale_shape(shape: Shape, scheme: Scheme) -> Shape:
 def module_of(name: str) -> str:
     """The module that owns the weight `name`."""
     if not name.endswith(".weight"):
-        raise SchemeError(f"compressed-tensors holds the weights of modules, and {name!r} is none: use --format halfbin")
+        raise SchemeError(
+            f"compressed-tensors holds the weights of modules, and {name!r} is none: use --format halfbin"
+        )
     return name.removesuffix(".weight")
 
 
@@ -183,7 +185,9 @@ def _to_signed(codes: Tensor, scheme: Scheme) -> Tensor:
 
 def _require_range(name: str, codes: Tensor, fmt: IntegerFormat) -> None:
     if codes.numel() and not fmt.qmin <= int(codes.min()) <= int(codes.max()) <= fmt.qmax:
-        raise FormatError(f"tensor {name!r} holds codes beyond {fmt.name}'s {fmt.qmin} to {fmt.qmax}; the file is damaged")
+        raise FormatError(
+            f"tensor {name!r} holds codes beyond {fmt.name}'s {fmt.qmin} to {fmt.qmax}; the file is damaged"
+        )
 
 
 PACKED_INTEGERS, ONE_BYTE_CODES, PACKED_FP4 = PackedIntegers(), OneByteCodes(), PackedFp4()

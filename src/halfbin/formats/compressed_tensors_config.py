@@ -21,7 +21,15 @@ from halfbin.numerics import FORMATS, Format, IntegerFormat, ScaleFormat
 from halfbin.tensor import Granularity, PerBlock, PerChannel, PerGroup, PerTensor, Scheme
 
 MOST_GROUPS = 4096
-BESIDE = ("input_scale", "input_zero_point", "input_global_scale", "output_scale", "output_zero_point", "k_scale", "v_scale")
+BESIDE = (
+    "input_scale",
+    "input_zero_point",
+    "input_global_scale",
+    "output_scale",
+    "output_zero_point",
+    "k_scale",
+    "v_scale",
+)
 
 
 def arguments_of(scheme: Scheme) -> dict[str, object]:
@@ -80,12 +88,16 @@ def found_in(config: Mapping[str, object], infos: Infos, read: Read) -> dict[str
     found = {}
     for name in infos:
         if name.endswith(".weight_g_idx"):
-            raise FormatError(f"tensor {name!r}: reordered activations (actorder=group) are not read; use actorder=weight")
+            raise FormatError(
+                f"tensor {name!r}: reordered activations (actorder=group) are not read; use actorder=weight"
+            )
         if name.endswith(".weight_packed") and name.removesuffix("packed") + "scale" not in infos:
             raise FormatError(f"tensor {name.removesuffix('packed') + 'scale'!r} is missing, but {name!r} is there")
         if name.endswith(".weight_scale"):
             module = name.removesuffix(".weight_scale")
-            found[f"{module}.weight"] = _stored(module, [exact[module]] if module in exact else groups, infos, read, old)
+            found[f"{module}.weight"] = _stored(
+                module, [exact[module]] if module in exact else groups, infos, read, old
+            )
     return found
 
 
@@ -98,6 +110,9 @@ def _stored(module: str, groups: list[Group], infos: Infos, read: Read, old: boo
             matches.setdefault((_agreed(module, group, shape, infos, old), CODECS[group.format]))
         except (FormatError, SchemeError) as error:
             reasons.append(error)
+    if f"{module}.weight_zero_point" in infos and any(not scheme.symmetric for scheme, _ in matches):
+        # Zero points beside symmetric weights are a habit of older writers; where a group asks for them, they are its.
+        matches = {match: None for match in matches if not match[0].symmetric}
     if len(matches) == 1:
         ((scheme, codec),) = matches
         zero = _dropped_zero_point(module, scheme, infos, read)
@@ -168,7 +183,9 @@ def _require_plain(config: Mapping[str, object]) -> None:
         raise FormatError(f"config.json: quantization_status is {status!r}; only compressed checkpoints hold codes")
     sparsity = config.get("sparsity_config")
     if isinstance(sparsity, dict) and sparsity.get("format", "dense") != "dense":
-        raise FormatError(f"config.json: sparsity format {sparsity.get('format')!r} is not read; use a dense checkpoint")
+        raise FormatError(
+            f"config.json: sparsity format {sparsity.get('format')!r} is not read; use a dense checkpoint"
+        )
     if config.get("transform_config"):
         transforms = config["transform_config"]
         if not (isinstance(transforms, dict) and not transforms.get("config_groups")):
@@ -227,14 +244,18 @@ def _fits(group: Group) -> bool:
         return group.number_format == held and group.granularity == PerGroup(32) and group.symmetric
     if not integers and (group.number_format.bits != 8 or not group.symmetric):
         return False
-    return {"pack-quantized": integers, "int-quantized": integers, "float-quantized": not integers}.get(group.format, True)
+    return {"pack-quantized": integers, "int-quantized": integers, "float-quantized": not integers}.get(
+        group.format, True
+    )
 
 
 def _number_format(name: str, weights: Mapping[str, object]) -> Format:
     kind, bits = weights.get("type", "int"), weights.get("num_bits", 8)
     names = {("float", 8): "fp8_e4m3", ("float", 4): "fp4_e2m1", **{("int", n): f"int{n}" for n in range(2, 9)}}
     if type(bits) is not int or not isinstance(kind, str) or (kind, bits) not in names:
-        raise FormatError(f"config.json: group {name!r} has {str(kind)[:20]!r} weights of {str(bits)[:20]} bits, not read")
+        raise FormatError(
+            f"config.json: group {name!r} has {str(kind)[:20]!r} weights of {str(bits)[:20]} bits, not read"
+        )
     return FORMATS[names[kind, bits]]
 
 

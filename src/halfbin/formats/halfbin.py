@@ -159,7 +159,9 @@ def _entries(config: Mapping[str, object]) -> dict[str, object]:
 
 def _entry(name: str, entry: object) -> tuple[Scheme, Shape]:
     if not isinstance(entry, dict) or set(entry) != {"scheme", "shape"} or not isinstance(entry["scheme"], str):
-        raise FormatError(f"config.json: the entry of tensor {name!r} must hold a scheme and a shape, got {_short(entry)}")
+        raise FormatError(
+            f"config.json: the entry of tensor {name!r} must hold a scheme and a shape, got {_short(entry)}"
+        )
     shape = entry["shape"]
     if not isinstance(shape, list) or not 0 < len(shape) <= MOST_DIMENSIONS or not all(map(_is_size, shape)):
         raise FormatError(f"config.json: the shape of tensor {name!r} must be a list of sizes, got {_short(shape)}")

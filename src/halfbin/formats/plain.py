@@ -43,7 +43,9 @@ class PlainLayout:
         """The reconstruction, in this layout's type."""
         w_hat = dequantize(q, self.dtype)
         if not bool(torch.isfinite(w_hat).all()):
-            raise DataError(f"tensor {name!r} does not fit into {self.dtype} once dequantized: write bfloat16 or float32")
+            raise DataError(
+                f"tensor {name!r} does not fit into {self.dtype} once dequantized: write bfloat16 or float32"
+            )
         return {name: w_hat.contiguous()}
 
     def decode(self, name: str, scheme: Scheme, shape: Shape, read: Read) -> QTensor:

@@ -34,7 +34,9 @@ def layout_named(name: str, dtype: torch.dtype = torch.float32) -> WeightLayout:
     if name == PlainLayout.name:
         return PlainLayout(dtype)
     if name not in QUANTIZED_LAYOUTS:
-        raise RecipeError(f"there is no format {name!r}; expected one of {', '.join([*QUANTIZED_LAYOUTS, PlainLayout.name])}")
+        raise RecipeError(
+            f"there is no format {name!r}; expected one of {', '.join([*QUANTIZED_LAYOUTS, PlainLayout.name])}"
+        )
     return QUANTIZED_LAYOUTS[name]
 
 
@@ -51,7 +53,8 @@ class QuantizedCheckpoint:
         infos: Infos = {name: checkpoint.info(name) for name in checkpoint.names}
         self._stored: dict[str, Stored] = layout.schemes(quantization or {}, infos, checkpoint.read)
         self._parts = {
-            name: tuple(stored.codec.tensors(name, stored.shape, stored.scheme)) for name, stored in self._stored.items()
+            name: tuple(stored.codec.tensors(name, stored.shape, stored.scheme))
+            for name, stored in self._stored.items()
         }
         self.names = _joined(checkpoint.names, self._stored, self._parts)
         self._known = frozenset(self.names)

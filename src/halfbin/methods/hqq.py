@@ -129,7 +129,7 @@ def solve(
     best_scale, best_zero, lowest = scale, zero_point, torch.full_like(unit, torch.inf, dtype=torch.float64)
     now_scale, now_zero, beta = scale, zero_point, schedule.beta
     for _ in range(schedule.iterations + 1):  # the first one judges round to nearest, the last one moves nothing
-        sums = _Sums.of(tiles, grid, unit, now_scale, now_zero, schedule.p, beta)
+        sums = _Sums.of(tiles, grid, unit, now_scale, now_zero, p=schedule.p, beta=beta)
         better = sums.objective < lowest
         lowest = torch.where(better, sums.objective, lowest)
         best_scale = torch.where(better, now_scale, best_scale)
@@ -166,12 +166,13 @@ class _Sums:
 
     @classmethod
     def of(
-        cls, tiles: Tensor, grid: Grid, unit: Tensor, scale: Tensor, zero_point: Tensor | None, p: float, beta: float
+        cls, tiles: Tensor, grid: Grid, unit: Tensor, scale: Tensor, zero_point: Tensor | None, *, p: float, beta: float
     ) -> _Sums:
         """Round with (scale, zero_point), shrink the errors, and sum; a long tile in pieces of `_CHUNK` elements."""
         sums = torch.zeros(5, *unit.shape, dtype=torch.float64, device=unit.device)
         ratio = scale.to(unit.dtype) / unit
-        for piece in tiles.split(_CHUNK, dim=1):
+        for start in range(0, tiles.shape[1], _CHUNK):
+            piece = tiles[:, start : start + _CHUNK]
             x = working(piece)
             values = grid.format.decode(grid.encode(x, scale, zero_point), x.dtype)
             centred = values if zero_point is None else values - zero_point

@@ -43,7 +43,7 @@ import torch
 from torch import Tensor
 
 from halfbin.errors import RecipeError, SchemeError, did_you_mean
-from halfbin.methods import METHODS
+from halfbin.methods import METHODS, rtn
 from halfbin.models import Site
 from halfbin.numerics import ESTIMATORS
 from halfbin.tensor.qtensor import QTensor
@@ -100,7 +100,7 @@ class Recipe:
 def rounding(method: str, estimator: str) -> Callable[[Tensor, Scheme], QTensor]:
     """The function that a rule names: weight and scheme to codes."""
     if method == "rtn":
-        return functools.partial(METHODS["rtn"], estimator=ESTIMATORS[estimator]())
+        return functools.partial(rtn, estimator=ESTIMATORS[estimator]())
     return METHODS[method]
 
 
