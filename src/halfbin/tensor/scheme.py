@@ -90,14 +90,18 @@ def parse_scheme(text: str) -> Scheme:
     if name not in FORMATS:
         raise SchemeError(f"{name!r} in scheme {text!r} is no format{did_you_mean(name, [*FORMATS, *BLOCK_SCALED])}")
     granularity: Granularity | None = None
-    symmetric, scale_format = True, ScaleFormat.FLOAT32
+    symmetric: bool | None = None
+    scale_format: ScaleFormat | None = None
     spellings = {scale.value: scale for scale in ScaleFormat}
     for part in parts:
         if part in spellings:
+            _only_once(scale_format, part, text, "how its scales are stored")
             scale_format = spellings[part]
         elif part in ("asym", "sym"):
+            _only_once(symmetric, part, text, "whether it has a zero point")
             symmetric = part == "sym"
-        elif granularity is None and (found := _granularity(part)):
+        elif found := _granularity(part):
+            _only_once(granularity, part, text, "which weights share a scale")
             granularity = found
         else:
             known = ["tensor", "channel", "token", "g128", "b128x128", "asym", "sym", *spellings]
@@ -105,9 +109,14 @@ def parse_scheme(text: str) -> Scheme:
     return Scheme(
         format=FORMATS[name],
         granularity=granularity or PerChannel(),
-        symmetric=symmetric,
-        scale_format=scale_format,
+        symmetric=symmetric is not False,
+        scale_format=scale_format or ScaleFormat.FLOAT32,
     )
+
+
+def _only_once(earlier: object, part: str, text: str, fact: str) -> None:
+    if earlier is not None:
+        raise SchemeError(f"{part!r} in scheme {text!r} says a second time {fact}; keep one of them")
 
 
 def states_scale(text: str) -> bool:
