@@ -48,7 +48,11 @@ def make_model(folder: Path, gigabytes: float) -> None:
         "post_attention_layernorm.weight": (HIDDEN,),
     }
     layer_bytes = 2 * sum(int(np.prod(shape)) for shape in layer.values())
-    ends = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN), "model.norm.weight": (HIDDEN,), "lm_head.weight": (VOCABULARY, HIDDEN)}
+    ends = {
+        "model.embed_tokens.weight": (VOCABULARY, HIDDEN),
+        "model.norm.weight": (HIDDEN,),
+        "lm_head.weight": (VOCABULARY, HIDDEN),
+    }
     num_layers = max(1, round((gigabytes * 1e9 - 4 * VOCABULARY * HIDDEN) / layer_bytes))
     shards: list[dict[str, tuple[int, ...]]] = [ends]
     shards += [{f"model.layers.{i}.{name}": shape for name, shape in layer.items()} for i in range(num_layers)]
@@ -81,7 +85,9 @@ def stream(model: Path, output: Path) -> dict[str, Any]:
     base = anonymous_bytes() or 0
     with MemoryPeak() as peak:
         report = hb.quantize(model, output, recipe="int4", evaluate=False)
-    mapped = next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if "RssFile" in line)
+    mapped = next(
+        int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if "RssFile" in line
+    )
     shutil.rmtree(output)
     return {
         "input_bytes": report.bytes_before,
@@ -133,7 +139,9 @@ def main() -> None:
     options = parser.parse_args()
     scheme = parse_scheme("int4-g128-bf16")
     found: dict[str, Any] = {"threads": torch.get_num_threads()}
-    found["rounding"] = [rounding(shape, scheme) for shape in ((4096, 4096), (INTERMEDIATE, 4096), (4096, INTERMEDIATE))]
+    found["rounding"] = [
+        rounding(shape, scheme) for shape in ((4096, 4096), (INTERMEDIATE, 4096), (4096, INTERMEDIATE))
+    ]
     if not options.rounding_only:
         model = options.work / "model"
         if not (model / "config.json").exists():

@@ -154,3 +154,16 @@ def test_the_old_packing_of_odd_widths_is_refused_not_misread() -> None:
     parts = COMPRESSED_TENSORS.encode("a.weight", quantize(torch.ones(8, 32), parse_scheme("int3-g32")))
     with pytest.raises(FormatError, match=r"before 0\.18"):
         read(config, parts)
+
+
+def test_a_zero_point_beyond_the_codes_is_refused() -> None:
+    config, _, _ = checkpoint("c")
+    config["config_groups"]["c"]["format"] = "naive-quantized"
+    parts = {
+        "c.weight": torch.zeros(16, 64, dtype=torch.int8),
+        "c.weight_scale": torch.ones(16, 2),
+        "c.weight_zero_point": torch.full((16, 2), 8, dtype=torch.int8),
+    }
+    stored = read(config, parts)["c.weight"]
+    with pytest.raises(FormatError, match=r"'c\.weight_zero_point' holds codes beyond int4's -8 to 7"):
+        stored.codec.decode("c.weight", stored.scheme, stored.shape, parts.__getitem__)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import importlib
 
 import pytest
 import torch
@@ -42,6 +42,16 @@ def lp_of_tiles(weight: Tensor, q: QTensor) -> Tensor:
     return torch.cat([r.rows(power).sum(1) for r in regions(q.shape, q.scheme.granularity)])
 
 
+def error_of_largest(weight: Tensor, q: QTensor) -> float:
+    """The mean error of each tile's largest weight, in units of the weights."""
+    error, total, count = (weight - dequantize(q)).abs(), 0.0, 0
+    for region in regions(q.shape, q.scheme.granularity):
+        tiles = region.rows(weight)
+        total += float(region.rows(error).gather(1, tiles.abs().argmax(1, keepdim=True)).sum())
+        count += len(tiles)
+    return total / count
+
+
 def same(a: QTensor, b: QTensor) -> bool:
     zeros = a.zero_point is b.zero_point is None or (
         a.zero_point is not None and b.zero_point is not None and torch.equal(a.zero_point, b.zero_point)
@@ -54,22 +64,27 @@ def same(a: QTensor, b: QTensor) -> bool:
 def test_no_tile_is_worse_than_rounding_in_the_norm_that_is_minimised(spelling: str, dtype: torch.dtype) -> None:
     weight, scheme = heavy().to(dtype), parse_scheme(spelling)
     found, rounded = lp_of_tiles(weight, hqq(weight, scheme)), lp_of_tiles(weight, rtn(weight, scheme))
-    # The solver judges in float32 steps: an error that is 0 on paper is up to qmax * eps of a step there, and |.|^p
-    # inflates it; the share of it in a tile's sum is bounded by the same power of (256 * eps) for each element.
-    slack = 1e-3 * rounded + 1e-12
+    # The solver computes an error in float32, as a difference of numbers of up to `span` steps: it is off by 2 eps of
+    # those, and |a + b|^p <= |a|^p + |b|^p for p <= 1, so a tile's sum is off by at most that to the power p, n times.
+    span = max(abs(scheme.format.minimum), scheme.format.maximum) + 1
+    size = torch.tensor([t.numel() for r in regions((24, 300), scheme.granularity) for t in r.rows(weight)])
+    step = torch.cat(
+        [rtn(weight, scheme).scale.double()[r.tiles].flatten() for r in regions((24, 300), scheme.granularity)]
+    )
+    slack = size * (2 * span * torch.finfo(torch.float32).eps * step) ** P
     assert bool((found <= rounded + slack).all())
 
 
 @pytest.mark.parametrize(
     ("spelling", "gain"),
-    [("int4-g128", 0.92), ("int4-g128-asym", 0.98), ("int3-channel", 0.8), ("int4-channel", 0.75)],
+    [("int4-g128", 0.92), ("int4-g128-asym", 0.97), ("int3-channel", 0.8), ("int4-channel", 0.75), ("nf4-g64", 0.992)],
 )
-def test_heavy_tails_gain_and_the_largest_weight_pays(spelling: str, gain: float) -> None:
-    # The gains are half of those measured (0.85, 0.94, 0.6, 0.6 of the norm under rtn): a claim, not a fit.
+def test_heavy_tails_gain_and_the_largest_weights_pay(spelling: str, gain: float) -> None:
+    # Measured: 0.85, 0.94, 0.54, 0.57 and 0.984 of the norm under rtn; half of each gain must be there.
     weight, scheme = heavy(64, 1024), parse_scheme(spelling)
     q, rounded = hqq(weight, scheme), rtn(weight, scheme)
     assert lp_of_tiles(weight, q).sum() < gain * lp_of_tiles(weight, rounded).sum()
-    assert (weight - dequantize(q)).abs().max() > (weight - dequantize(rounded)).abs().max()
+    assert error_of_largest(weight, q) > error_of_largest(weight, rounded)
 
 
 @pytest.mark.parametrize("spelling", ["int4-g32", "int4-g32-asym", "int8-channel", "nf4-g32", "fp8_e4m3-channel"])
@@ -123,7 +138,8 @@ def test_chunks_change_memory_and_nothing_else(spelling: str, monkeypatch: pytes
     # Sums run in float64, so cutting a long tile into pieces moves them by 1e-16 of themselves.
     weight, scheme = heavy(), parse_scheme(spelling)
     whole = hqq(weight, scheme)
-    monkeypatch.setattr(sys.modules[hqq.__module__], "_CHUNK", 100)  # the name halfbin.methods.hqq is the function
+    module = importlib.import_module("halfbin.methods.hqq")  # the package's attribute of that name is the function
+    monkeypatch.setattr(module, "_CHUNK", 100)
     pieces = hqq(weight, scheme)
     assert torch.equal(whole.codes, pieces.codes)
 

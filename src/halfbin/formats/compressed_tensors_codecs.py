@@ -144,6 +144,8 @@ class OneByteCodes:
         if not scheme.symmetric:
             zero = f"{module_of(name)}.weight_zero_point"
             zero_point = read_as(read, zero, *parts[zero]).reshape(scales).to(torch.int32)
+            assert isinstance(scheme.format, IntegerFormat)  # no other format has zero points
+            _require_range(zero, zero_point, scheme.format)
         return QTensor(codes, checked_scale(scale_name, scale, scheme.scale_format), zero_point, scheme)
 
 

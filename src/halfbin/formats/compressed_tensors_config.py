@@ -218,7 +218,7 @@ def _group(name: str, entry: Mapping[str, object], default: object) -> Group:
     written, weights = entry.get("format") or default, entry["weights"]
     if not isinstance(weights, dict):
         raise FormatError(f"config.json: weights of group {name!r} must be a table")
-    if written not in CODECS:
+    if not isinstance(written, str) or written not in CODECS:
         raise FormatError(
             f"config.json: group {name!r} has format {str(written)[:80]!r}, which is not read; known are {', '.join(CODECS)}"
         )
@@ -227,7 +227,7 @@ def _group(name: str, entry: Mapping[str, object], default: object) -> Group:
         raise FormatError(f"config.json: symmetric of group {name!r} must be true or false")
     if weights.get("actorder") in ("group", "dynamic"):
         raise FormatError(f"config.json: group {name!r} has actorder=group, which is not read; use actorder=weight")
-    group = Group(str(written), _number_format(name, weights), _granularity(name, weights), symmetric)
+    group = Group(written, _number_format(name, weights), _granularity(name, weights), symmetric)
     if not _fits(group):
         raise FormatError(
             f"config.json: group {name!r} claims {group.number_format.name} weights per {group.granularity} in format "

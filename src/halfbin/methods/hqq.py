@@ -172,8 +172,7 @@ class _Sums:
         sums = torch.zeros(5, *unit.shape, dtype=torch.float64, device=unit.device)
         ratio = scale.to(unit.dtype) / unit
         for start in range(0, tiles.shape[1], _CHUNK):
-            piece = tiles[:, start : start + _CHUNK]
-            x = working(piece)
+            x = working(tiles[:, start : start + _CHUNK])
             values = grid.format.decode(grid.encode(x, scale, zero_point), x.dtype)
             centred = values if zero_point is None else values - zero_point
             x = x / unit

@@ -11,6 +11,7 @@ from halfbin.errors import DataError, SchemeError
 from halfbin.numerics.formats import working
 from halfbin.numerics.ranges import MinMax, RangeEstimator
 from halfbin.tensor.granularity import regions, scale_shape, spread
+from halfbin.tensor.rowwise import Rowwise, rowwise
 from halfbin.tensor.scheme import Scheme
 
 
@@ -107,18 +108,59 @@ def quantize(
       DataError: NaN or infinity in `x`, with the first position.
       SchemeError: the scheme does not fit the shape, or a scale came without its zero point.
     """
-    require_finite(x)
+    rows = rowwise(x, scheme)
+    return _quantize(x, scheme, scale, zero_point, estimator, None if isinstance(rows, str) else rows)
+
+
+def quantize_plainly(
+    x: Tensor,
+    scheme: Scheme,
+    *,
+    scale: Tensor | None = None,
+    zero_point: Tensor | None = None,
+    estimator: RangeEstimator | None = None,
+) -> QTensor:
+    """`quantize` step by step over the whole tensor: slow, for every scheme, and what the fast path is held against."""
+    return _quantize(x, scheme, scale, zero_point, estimator, None)
+
+
+def _quantize(
+    x: Tensor,
+    scheme: Scheme,
+    scale: Tensor | None,
+    zero_point: Tensor | None,
+    estimator: RangeEstimator | None,
+    rows: Rowwise | None,
+) -> QTensor:
+    """Both paths: `rows` is `x` for the fast loops, or None."""
     if scale is None:
         if zero_point is not None:
             raise SchemeError("a zero_point was given without the scale it belongs to; pass both or neither")
-        scale, zero_point = fit(x, scheme, estimator)
-    elif scale.dtype != scheme.scale_format.dtype:
-        scale = scheme.scale_format.round(working(scale))
+        scale, zero_point = _fit_finite(x, scheme, estimator, rows)
+    else:
+        require_finite(x)
+        if scale.dtype != scheme.scale_format.dtype:
+            scale = scheme.scale_format.round(working(scale))
+    codes = rows.encode(scale, zero_point) if rows else _encode(x, scheme, scale, zero_point)
+    return QTensor(codes, scale, None if zero_point is None else zero_point.to(torch.int32), scheme)
+
+
+def _fit_finite(
+    x: Tensor, scheme: Scheme, estimator: RangeEstimator | None, rows: Rowwise | None
+) -> tuple[Tensor, Tensor | None]:
+    """`fit`, after a look for NaN and infinity. The fast loop knows the whole range only, and no gradient."""
+    tracked = torch.is_grad_enabled() and x.requires_grad
+    if rows and not tracked and isinstance(estimator, MinMax | None) and (fitted := rows.fit()):
+        return fitted
+    require_finite(x)
+    return fit(x, scheme, estimator)
+
+
+def _encode(x: Tensor, scheme: Scheme, scale: Tensor, zero_point: Tensor | None) -> Tensor:
     shape = tuple(x.shape)
     per_element_scale = spread(scale.to(working(x).dtype), shape, scheme.granularity)
     per_element_zero = None if zero_point is None else spread(zero_point, shape, scheme.granularity)
-    codes = scheme.grid.encode(x, per_element_scale, per_element_zero)
-    return QTensor(codes, scale, None if zero_point is None else zero_point.to(torch.int32), scheme)
+    return scheme.grid.encode(x, per_element_scale, per_element_zero)
 
 
 def dequantize(q: QTensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -1,0 +1,72 @@
+"""Where tiles are runs of a row, `quantize` goes through `kernels.rounding`: the same bits, several times as fast.
+
+`rowwise` says whether a tensor and a scheme allow it, and why not. The plain path refuses nothing and remains the arbiter.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from halfbin.kernels import rounding
+from halfbin.numerics.formats import FP8_E4M3, IntegerFormat, TableFormat
+from halfbin.tensor.granularity import scale_shape
+from halfbin.tensor.scheme import Scheme
+
+
+@dataclass(frozen=True, slots=True)
+class Rowwise:
+    """A tensor as rows in which each tile is a run of `size` neighbours, the last one of a row perhaps shorter."""
+
+    rows: Tensor  # [num_rows, n], a view
+    size: int
+    shape: tuple[int, ...]  # of the tensor
+    scheme: Scheme
+
+    def fit(self) -> tuple[Tensor, Tensor | None] | None:
+        """The scales and zero points that cover each tile, as `tensor.fit` gives them; None when not all is finite."""
+        minimum, maximum = rounding.extremes(self.rows, self.size)
+        if not bool((torch.isfinite(minimum) & torch.isfinite(maximum)).all()):
+            return None
+        shape = scale_shape(self.shape, self.scheme.granularity)
+        return self.scheme.grid.params(minimum.view(shape), maximum.view(shape))
+
+    def encode(self, scale: Tensor, zero_point: Tensor | None) -> Tensor:
+        """Codes shaped as the tensor; scale and zero_point as `QTensor` holds them."""
+        fmt, shape = self.scheme.format, (self.rows.shape[0], -1)
+        steps = scale.to(torch.float32).reshape(shape)
+        if isinstance(fmt, IntegerFormat):
+            zeros = None if zero_point is None else zero_point.reshape(shape)
+            codes = rounding.round_to_integers(self.rows, steps, zeros, self.size, qmin=fmt.qmin, qmax=fmt.qmax)
+        elif isinstance(fmt, TableFormat):
+            codes = rounding.round_to_table(self.rows, steps, self.size, _boundaries(fmt))
+        else:
+            codes = rounding.round_to_fp8_e4m3(self.rows, steps, self.size)
+        return codes.view(self.shape)
+
+
+def rowwise(x: Tensor, scheme: Scheme) -> Rowwise | str:
+    """`x` as rows of tiles, or why it is none, or why there is no fast loop for it."""
+    fmt, shape = scheme.format, tuple(x.shape)
+    if not (isinstance(fmt, IntegerFormat | TableFormat) or fmt == FP8_E4M3):
+        return f"there is no fast loop for {fmt.name}"
+    tile = scheme.granularity.tile(shape)
+    if not x.is_contiguous():
+        return f"the tensor is not contiguous: shape {list(shape)}, strides {list(x.stride())}"
+    axis = next((i for i, t in enumerate(tile) if t > 1), len(tile) - 1)
+    if axis <= 0 or tile[axis + 1 :] != shape[axis + 1 :]:
+        return f"a tile of {list(tile)} in {list(shape)} is no run of neighbours within a row"
+    inner = math.prod(shape[axis + 1 :])
+    rows = x.reshape(math.prod(shape[:axis]), shape[axis] * inner)
+    return rounding.refuses(rows) or Rowwise(rows, tile[axis] * inner, shape, scheme)
+
+
+def _boundaries(fmt: TableFormat) -> Tensor:
+    """Where the nearest value changes, float32; a tie belongs to the even code, so it lies above the boundary of an odd one."""
+    values = torch.tensor(fmt.table, dtype=torch.float64)
+    midpoints = ((values[1:] + values[:-1]) / 2).to(torch.float32)
+    below = torch.nextafter(midpoints, torch.full_like(midpoints, -torch.inf))
+    return torch.where(torch.arange(len(midpoints)) % 2 == 1, below, midpoints)
