@@ -65,8 +65,11 @@ def rowwise(x: Tensor, scheme: Scheme) -> Rowwise | str:
 
 
 def _boundaries(fmt: TableFormat) -> Tensor:
-    """Where the nearest value changes, float32; a tie belongs to the even code, so it lies above the boundary of an odd one."""
+    """The largest float32 that still belongs to the lower of each two neighbours; a tie belongs to the even code."""
     values = torch.tensor(fmt.table, dtype=torch.float64)
-    midpoints = ((values[1:] + values[:-1]) / 2).to(torch.float32)
-    below = torch.nextafter(midpoints, torch.full_like(midpoints, -torch.inf))
-    return torch.where(torch.arange(len(midpoints)) % 2 == 1, below, midpoints)
+    midpoints = (values[1:] + values[:-1]) / 2
+    nearest = midpoints.to(torch.float32)
+    down = torch.full_like(nearest, -torch.inf)
+    largest = torch.where(nearest > midpoints, torch.nextafter(nearest, down), nearest)
+    upper_wins_tie = (torch.arange(len(midpoints)) % 2 == 1) & (largest == midpoints)
+    return torch.where(upper_wins_tie, torch.nextafter(largest, down), largest)
