@@ -47,6 +47,10 @@ class CompressedTensorsLayout:
         """The parts of `q`."""
         return CODECS[format_of(q.scheme)].encode(name, q)
 
+    def fixed(self, name: str, shape: Shape, scheme: Scheme) -> dict[str, Tensor]:
+        """The shape, where the format stores it."""
+        return CODECS[format_of(scheme)].fixed(name, shape, scheme)
+
     def decode(self, name: str, scheme: Scheme, shape: Shape, read: Read) -> QTensor:
         """Read back what `encode` made; what others wrote is read by the codec that `schemes` names."""
         return CODECS[format_of(scheme)].decode(name, scheme, shape, read)

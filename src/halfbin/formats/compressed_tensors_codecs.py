@@ -77,13 +77,17 @@ class PackedIntegers:
         parts = {
             f"{module}.weight_packed": pack_words(q.codes, bits, lowest=lowest_code(fmt)),
             f"{module}.weight_scale": q.scale.contiguous(),
-            f"{module}.weight_shape": torch.tensor(q.shape, dtype=torch.int64),
+            **self.fixed(name, q.shape, q.scheme),
         }
         if q.zero_point is not None:
             zeros = q.zero_point.to(fmt.code_dtype).t().contiguous()
             columns = pack_words(zeros, bits, lowest=lowest_code(fmt))
             parts[f"{module}.weight_zero_point"] = columns.t().contiguous()
         return parts
+
+    def fixed(self, name: str, shape: Shape, scheme: Scheme) -> dict[str, Tensor]:
+        """The shape."""
+        return {f"{module_of(name)}.weight_shape": torch.tensor(shape, dtype=torch.int64)}
 
     def decode(self, name: str, scheme: Scheme, shape: Shape, read: Read) -> QTensor:
         """Read the parts of `name` back."""
@@ -130,6 +134,10 @@ class OneByteCodes:
             values.append(q.zero_point.to(torch.int8))
         return {part: value.reshape(parts[part][1]) for part, value in zip(parts, values, strict=True)}
 
+    def fixed(self, name: str, shape: Shape, scheme: Scheme) -> dict[str, Tensor]:
+        """None."""
+        return {}
+
     def decode(self, name: str, scheme: Scheme, shape: Shape, read: Read) -> QTensor:
         """Read the parts of `name` back."""
         parts = self.tensors(name, shape, scheme)
@@ -168,6 +176,10 @@ class PackedFp4:
         """The parts of `q`."""
         module = module_of(name)
         return {f"{module}.weight_packed": pack(q.codes, 4), f"{module}.weight_scale": stored_scale(q.scale)}
+
+    def fixed(self, name: str, shape: Shape, scheme: Scheme) -> dict[str, Tensor]:
+        """None."""
+        return {}
 
     def decode(self, name: str, scheme: Scheme, shape: Shape, read: Read) -> QTensor:
         """Read the parts of `name` back; each of the 16 codes is a value."""

@@ -80,13 +80,17 @@ class HalfbinLayout:
         """The parts of `q`."""
         fmt = q.scheme.format
         parts = {
-            name: torch.empty(0, dtype=torch.uint8),
+            **self.fixed(name, q.shape, q.scheme),
             f"{name}.codes": pack(q.codes, fmt.bits, lowest=lowest_code(fmt)),
             f"{name}.scale": stored_scale(q.scale),
         }
         if q.zero_point is not None:
             parts[f"{name}.zero_point"] = pack(q.zero_point.to(fmt.code_dtype), fmt.bits, lowest=lowest_code(fmt))
         return parts
+
+    def fixed(self, name: str, shape: Shape, scheme: Scheme) -> dict[str, Tensor]:
+        """The place holder."""
+        return {name: torch.empty(0, dtype=torch.uint8)}
 
     def decode(self, name: str, scheme: Scheme, shape: Shape, read: Read) -> QTensor:
         """Read the parts of `name` back."""

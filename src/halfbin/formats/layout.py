@@ -20,6 +20,8 @@ Shape: TypeAlias = tuple[int, ...]
 Parts: TypeAlias = dict[str, tuple[torch.dtype, Shape]]
 Read: TypeAlias = Callable[[str], Tensor]
 
+ROWS_ALIGNED = 32  # codes that run down a column fill whole 32-bit words after so many rows, whatever their width
+
 
 class PartInfo(Protocol):
     """What a checkpoint's header says of a stored tensor."""
@@ -46,7 +48,15 @@ class WeightCodec(Protocol):
         ...
 
     def encode(self, name: str, q: QTensor) -> dict[str, Tensor]:
-        """The parts, contiguous, as `tensors` announced them."""
+        """The parts, contiguous, as `tensors` announced them.
+
+        When q holds some rows of a weight, these are the same rows of its parts, but for those that `fixed` gives. The
+        rows must begin at a multiple of ROWS_ALIGNED and of the tile's height.
+        """
+        ...
+
+    def fixed(self, name: str, shape: Shape, scheme: Scheme) -> dict[str, Tensor]:
+        """The parts that follow from shape and scheme alone; most codecs have none."""
         ...
 
     def decode(self, name: str, scheme: Scheme, shape: Shape, read: Read) -> QTensor:

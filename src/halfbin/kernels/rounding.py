@@ -50,7 +50,7 @@ def extremes(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
         torch.amin(numbers, 2, out=minimum[piece.rows, piece.tiles])
         torch.amax(numbers, 2, out=maximum[piece.rows, piece.tiles])
 
-    _for_each_piece(x, size, look)
+    for_each_piece(x, size, look)
     return minimum, maximum
 
 
@@ -139,12 +139,15 @@ def _encoded(
         numbers.div_(scale[piece.rows, piece.tiles, None])
         codes[piece.rows, piece.columns].copy_(encode(piece, numbers).flatten(1))
 
-    _for_each_piece(x, size, fill)
+    for_each_piece(x, size, fill)
     return codes
 
 
-def _for_each_piece(x: Tensor, size: int, work: Callable[[Piece, Tensor], None]) -> None:
-    """Call `work` with every piece and its elements, float32 [rows, tiles, size], in a buffer that is its own meanwhile."""
+def for_each_piece(x: Tensor, size: int, work: Callable[[Piece, Tensor], None]) -> None:
+    """Cut `x`, shaped as above, and call `work`, from several threads, with each piece and its elements.
+
+    The elements are float32 [rows, tiles, size], in a buffer that is the piece's own until `work` returns.
+    """
     pieces = list(_cut(x.shape[0], x.shape[1], size, PIECE))
 
     def share(some: Sequence[Piece]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from halfbin.run.assemble import Finished, assemble
 from halfbin.run.events import Event, OnEvent
 from halfbin.run.execute import Written, execute
 from halfbin.run.histogram import weight_histogram
+from halfbin.run.laps import Laps
 from halfbin.run.measure import Measured, Text, evaluation_text, measure, too_large
 from halfbin.run.memory import MemoryPeak
 from halfbin.run.output import REPORT_NAME, OutputDirectory
@@ -47,13 +47,12 @@ class _Clock:
     """Seconds by stage, in order, and the events that tell of them."""
 
     on_event: OnEvent | None
-    seconds: dict[str, float] = field(default_factory=dict)
+    laps: Laps = field(default_factory=Laps)
 
     @contextlib.contextmanager
     def stage(self, name: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-        started = time.monotonic()
-        yield lambda done, total: self.tell(name, done, total, unit)
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
+        with self.laps.lap(name):
+            yield lambda done, total: self.tell(name, done, total, unit)
 
     def tell(self, stage: str, done: int, total: int, unit: str) -> None:
         if self.on_event:
@@ -93,7 +92,7 @@ def run_job(job: Job, target: Path, on_event: OnEvent | None = None) -> Report:
         OutputDirectory(target, source=plan.directory, force=job.force) as output,
     ):
         finished = _carry_out(job, plan, checkpoint, output.work, text=text, clock=clock)
-        report = assemble(finished, target, seconds=clock.seconds, peak_memory_bytes=peak.bytes)
+        report = assemble(finished, target, seconds=clock.laps.seconds, peak_memory_bytes=peak.bytes)
         report.write(output.work / REPORT_NAME)
         html.write(report, output.work / "report.html")
         output.commit()

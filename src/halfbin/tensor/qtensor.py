@@ -61,6 +61,19 @@ class QTensor:
         zero_point = None if self.zero_point is None else self.zero_point.to(device)
         return QTensor(self.codes.to(device), self.scale.to(device), zero_point, self.scheme)
 
+    def rows(self, start: int, stop: int) -> QTensor:
+        """Rows start <= i < stop of the first dimension, sharing memory.
+
+        Raises:
+          SchemeError: they begin inside a tile that does not reach over all rows.
+        """
+        height = self.scheme.granularity.tile(self.shape)[0]
+        if height < len(self.codes) and start % height:
+            raise SchemeError(f"rows from {start} on begin inside a tile of {height} rows of {self.scheme}")
+        tiles = slice(start // height, -(-stop // height)) if height < len(self.codes) else slice(None)
+        zero_point = None if self.zero_point is None else self.zero_point[tiles]
+        return QTensor(self.codes[start:stop], self.scale[tiles], zero_point, self.scheme)
+
 
 def fit(x: Tensor, scheme: Scheme, estimator: RangeEstimator | None = None) -> tuple[Tensor, Tensor | None]:
     """The scale, as stored, and the zero point of every tile of `x`.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from halfbin.kernels import rounding
+from halfbin.kernels.errors import ErrorSums, error_sums
 from halfbin.numerics.formats import FP8_E4M3, IntegerFormat, TableFormat
 from halfbin.tensor.granularity import scale_shape
 from halfbin.tensor.scheme import Scheme
@@ -46,6 +47,19 @@ class Rowwise:
         else:
             codes = rounding.round_to_fp8_e4m3(self.rows, steps, self.size)
         return codes.view(self.shape)
+
+    def error_sums(self, codes: Tensor, scale: Tensor, zero_point: Tensor | None) -> ErrorSums:
+        """How far what these codes stand for, in float32, lies from the tensor."""
+        shape = (self.rows.shape[0], -1)
+        zeros = None if zero_point is None else zero_point.reshape(shape)
+        return error_sums(
+            self.rows,
+            codes.reshape(self.rows.shape),
+            scale.to(torch.float32).reshape(shape),
+            zeros,
+            self.size,
+            decode=self.scheme.format.decode,
+        )
 
 
 def rowwise(x: Tensor, scheme: Scheme) -> Rowwise | str:
