@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import Tensor
 
+from halfbin.errors import DataError
 from halfbin.kernels import rounding
 from halfbin.tensor import parse_scheme, quantize
 from halfbin.tensor.qtensor import QTensor, quantize_plainly
@@ -106,8 +109,11 @@ def test_what_is_not_finite_is_seen_wherever_it_stands(value: float) -> None:
     for place in (0, 300, 599):
         x = torch.ones(2, 300)
         x.view(-1)[place] = value
-        low, high = rounding.extremes(x, 128)
-        assert not bool((torch.isfinite(low) & torch.isfinite(high)).all())
+        rows = rowwise(x, parse_scheme("int4-g128"))
+        assert isinstance(rows, Rowwise)
+        assert rows.quantize() is None
+        with pytest.raises(DataError, match=re.escape(f"the first is {value} at {[place // 300, place % 300]}")):
+            quantize(x, parse_scheme("int4-g128"))
 
 
 @pytest.mark.parametrize(

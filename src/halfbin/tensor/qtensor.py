@@ -122,7 +122,13 @@ def quantize(
       SchemeError: the scheme does not fit the shape, or a scale came without its zero point.
     """
     rows = rowwise(x, scheme)
-    return _quantize(x, scheme, scale, zero_point, estimator, None if isinstance(rows, str) else rows)
+    if isinstance(rows, str):
+        return _quantize(x, scheme, scale, zero_point, estimator, None)
+    given = scale is not None or zero_point is not None or not isinstance(estimator, MinMax | None)
+    tracked = torch.is_grad_enabled() and x.requires_grad  # the fast loop has no gradient for the scales
+    if not given and not tracked and (found := rows.quantize()):
+        return QTensor(*found, scheme)
+    return _quantize(x, scheme, scale, zero_point, estimator, rows)
 
 
 def quantize_plainly(
@@ -145,28 +151,18 @@ def _quantize(
     estimator: RangeEstimator | None,
     rows: Rowwise | None,
 ) -> QTensor:
-    """Both paths: `rows` is `x` for the fast loops, or None."""
+    """Step by step, with `rows`, which is `x`, for a fast last step, or None."""
     if scale is None:
         if zero_point is not None:
             raise SchemeError("a zero_point was given without the scale it belongs to; pass both or neither")
-        scale, zero_point = _fit_finite(x, scheme, estimator, rows)
+        require_finite(x)
+        scale, zero_point = fit(x, scheme, estimator)
     else:
         require_finite(x)
         if scale.dtype != scheme.scale_format.dtype:
             scale = scheme.scale_format.round(working(scale))
     codes = rows.encode(scale, zero_point) if rows else _encode(x, scheme, scale, zero_point)
     return QTensor(codes, scale, None if zero_point is None else zero_point.to(torch.int32), scheme)
-
-
-def _fit_finite(
-    x: Tensor, scheme: Scheme, estimator: RangeEstimator | None, rows: Rowwise | None
-) -> tuple[Tensor, Tensor | None]:
-    """`fit`, after a look for NaN and infinity. The fast loop knows the whole range only, and no gradient."""
-    tracked = torch.is_grad_enabled() and x.requires_grad
-    if rows and not tracked and isinstance(estimator, MinMax | None) and (fitted := rows.fit()):
-        return fitted
-    require_finite(x)
-    return fit(x, scheme, estimator)
 
 
 def _encode(x: Tensor, scheme: Scheme, scale: Tensor, zero_point: Tensor | None) -> Tensor:

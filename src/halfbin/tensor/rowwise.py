@@ -13,7 +13,7 @@ from torch import Tensor
 
 from halfbin.kernels import rounding
 from halfbin.kernels.errors import ErrorSums, error_sums
-from halfbin.numerics.formats import FP8_E4M3, IntegerFormat, TableFormat
+from halfbin.numerics.formats import FP8_E4M3, Format, IntegerFormat, TableFormat
 from halfbin.tensor.granularity import scale_shape
 from halfbin.tensor.scheme import Scheme
 
@@ -27,26 +27,26 @@ class Rowwise:
     shape: tuple[int, ...]  # of the tensor
     scheme: Scheme
 
-    def fit(self) -> tuple[Tensor, Tensor | None] | None:
-        """The scales and zero points that cover each tile, as `tensor.fit` gives them; None when not all is finite."""
-        minimum, maximum = rounding.extremes(self.rows, self.size)
-        if not bool((torch.isfinite(minimum) & torch.isfinite(maximum)).all()):
+    def quantize(self) -> tuple[Tensor, Tensor, Tensor | None] | None:
+        """Codes, scales and zero points that cover the whole range of each tile; None when not all is finite."""
+        found = rounding.fit_and_round_rows(
+            self.rows, self.size, self.scheme.grid.params, self.scheme.scale_format.dtype, _encoder(self.scheme.format)
+        )
+        if found is None:
             return None
+        codes, scale, zero_point = found
         shape = scale_shape(self.shape, self.scheme.granularity)
-        return self.scheme.grid.params(minimum.view(shape), maximum.view(shape))
+        return self._codes(codes), scale.view(shape), None if zero_point is None else zero_point.view(shape)
 
     def encode(self, scale: Tensor, zero_point: Tensor | None) -> Tensor:
         """Codes shaped as the tensor; scale and zero_point as `QTensor` holds them."""
-        fmt, shape = self.scheme.format, (self.rows.shape[0], -1)
-        steps = scale.to(torch.float32).reshape(shape)
-        if isinstance(fmt, IntegerFormat):
-            zeros = None if zero_point is None else zero_point.reshape(shape)
-            codes = rounding.round_to_integers(self.rows, steps, zeros, self.size, qmin=fmt.qmin, qmax=fmt.qmax)
-        elif isinstance(fmt, TableFormat):
-            codes = rounding.round_to_table(self.rows, steps, self.size, _boundaries(fmt))
-        else:
-            codes = rounding.round_to_fp8_e4m3(self.rows, steps, self.size)
-        return codes.view(self.shape)
+        shape = (self.rows.shape[0], -1)
+        zeros = None if zero_point is None else zero_point.reshape(shape)
+        encoder = _encoder(self.scheme.format)
+        return self._codes(rounding.round_rows(self.rows, scale.reshape(shape), zeros, self.size, encoder))
+
+    def _codes(self, codes: Tensor) -> Tensor:
+        return codes.view(self.scheme.format.code_dtype).view(self.shape)
 
     def error_sums(self, codes: Tensor, scale: Tensor, zero_point: Tensor | None) -> ErrorSums:
         """How far what these codes stand for, in float32, lies from the tensor."""
@@ -76,6 +76,12 @@ def rowwise(x: Tensor, scheme: Scheme) -> Rowwise | str:
     inner = math.prod(shape[axis + 1 :])
     rows = x.reshape(math.prod(shape[:axis]), shape[axis] * inner)
     return rounding.refuses(rows) or Rowwise(rows, tile[axis] * inner, shape, scheme)
+
+
+def _encoder(fmt: Format) -> rounding.Encoder:
+    if isinstance(fmt, IntegerFormat):
+        return rounding.to_integers(fmt.qmin, fmt.qmax, fmt.code_dtype)
+    return rounding.to_table(_boundaries(fmt)) if isinstance(fmt, TableFormat) else rounding.to_fp8_e4m3()
 
 
 def _boundaries(fmt: TableFormat) -> Tensor:
