@@ -301,6 +301,35 @@ def test_a_zero_point_without_its_scale_is_refused() -> None:
         quantize(normal(2, 3), parse_scheme("int4-asym"), zero_point=torch.zeros(2, 1, dtype=torch.int32))
 
 
+@pytest.mark.parametrize("bad", [0.0, -0.25, math.nan, math.inf], ids=str)
+@pytest.mark.parametrize("text", ["int4-channel", "nf4-channel-f16", "fp4_e2m1-channel-e8m0"])
+def test_a_scale_that_is_not_positive_and_finite_is_refused(text: str, bad: float) -> None:
+    scale = torch.full((4, 1), 0.25)
+    scale[2] = bad
+    with pytest.raises(DataError, match=r"1 of 4 scales are not positive and finite, the first is .* at \[2, 0\]"):
+        quantize(normal(4, 8), parse_scheme(text), scale=scale)
+
+
+def test_a_scale_of_another_shape_is_refused_before_it_broadcasts() -> None:
+    with pytest.raises(SchemeError, match=r"scale has shape \[4\], but int4-channel on \[4, 4\] needs \[4, 1\]"):
+        quantize(normal(4, 4), parse_scheme("int4"), scale=torch.ones(4))
+
+
+@pytest.mark.parametrize(
+    ("zero_point", "message"),
+    [
+        (torch.full((2, 1), 3.5), "zero_point is torch.float32; it is the code of 0.0"),
+        (torch.tensor([[0], [16]]), "zero points from 0 to 16 are no codes of uint4, 0 to 15"),
+        (torch.tensor([[-1], [3]]), "zero points from -1 to 3 are no codes"),
+        (torch.zeros(2, dtype=torch.int32), r"zero_point has shape \[2\].*needs \[2, 1\]"),
+    ],
+    ids=["float", "above", "below", "shape"],
+)
+def test_a_zero_point_that_is_no_code_is_refused(zero_point: Tensor, message: str) -> None:
+    with pytest.raises(SchemeError, match=message):
+        quantize(normal(2, 3), parse_scheme("uint4-asym"), scale=torch.ones(2, 1), zero_point=zero_point)
+
+
 def test_an_asymmetric_scheme_with_a_scale_but_no_zero_point_is_refused() -> None:
     with pytest.raises(SchemeError, match="zero point must be there exactly when"):
         quantize(normal(2, 3), parse_scheme("int4-asym"), scale=torch.ones(2, 1))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from halfbin.errors import DataError, SchemeError
-from halfbin.numerics.formats import working
+from halfbin.numerics.formats import IntegerFormat, working
 from halfbin.numerics.ranges import MinMax, RangeEstimator
 from halfbin.tensor.granularity import regions, scale_shape, spread
 from halfbin.tensor.rowwise import Rowwise, rowwise
@@ -114,12 +114,12 @@ def quantize(
       x: float16, bfloat16, float32 or float64, any shape that the granularity accepts; must be finite.
       scheme: what to round to.
       scale: positive scales to use instead of fitted ones, shaped as `QTensor.scale`; rounded to how they are stored.
-      zero_point: zero points that belong to `scale`; needed when the scheme is asymmetric.
+      zero_point: integer codes that belong to `scale`, shaped like it; needed when the scheme is asymmetric.
       estimator: chooses the range each scale covers when `scale` is not given; the whole range by default.
 
     Raises:
-      DataError: NaN or infinity in `x`, with the first position.
-      SchemeError: the scheme does not fit the shape, or a scale came without its zero point.
+      DataError: NaN or infinity in `x`, or a scale that is not positive and finite, with the first position.
+      SchemeError: the scheme does not fit the shape, a scale came without its zero point, or a zero point is no code.
     """
     rows = rowwise(x, scheme)
     if isinstance(rows, str):
@@ -159,10 +159,40 @@ def _quantize(
         scale, zero_point = fit(x, scheme, estimator)
     else:
         require_finite(x)
+        _check_given(scale, zero_point, x, scheme)
         if scale.dtype != scheme.scale_format.dtype:
             scale = scheme.scale_format.round(working(scale))
     codes = rows.encode(scale, zero_point) if rows else _encode(x, scheme, scale, zero_point)
     return QTensor(codes, scale, None if zero_point is None else zero_point.to(torch.int32), scheme)
+
+
+def _check_given(scale: Tensor, zero_point: Tensor | None, x: Tensor, scheme: Scheme) -> None:
+    """Refuse what no caller can mean: rounding with it would give codes without complaint, and the wrong ones."""
+    expected = scale_shape(tuple(x.shape), scheme.granularity)
+    for name, params in (("scale", scale), ("zero_point", zero_point)):
+        if params is not None and tuple(params.shape) != expected:
+            raise SchemeError(
+                f"{name} has shape {list(params.shape)}, but {scheme} on {list(x.shape)} needs {list(expected)}"
+            )
+    numbers = scale.to(torch.float64)
+    bad = ~((numbers > 0) & (numbers < torch.inf))
+    if bool(bad.any()):
+        first = tuple(int(i) for i in torch.nonzero(bad)[0])
+        raise DataError(
+            f"{int(bad.sum())} of {scale.numel()} scales are not positive and finite, the first is "
+            f"{numbers[first].item()} at {list(first)}; a scale that is learned needs a smaller learning rate, or its "
+            "logarithm as the parameter"
+        )
+    fmt = scheme.format
+    if zero_point is None or not isinstance(fmt, IntegerFormat) or not zero_point.numel():
+        return
+    if zero_point.dtype.is_floating_point:
+        raise SchemeError(f"zero_point is {zero_point.dtype}; it is the code of 0.0, so round it to int32 first")
+    low, high = int(zero_point.min()), int(zero_point.max())
+    if not fmt.qmin <= low <= high <= fmt.qmax:
+        raise SchemeError(
+            f"zero points from {low} to {high} are no codes of {fmt.name}, {fmt.qmin} to {fmt.qmax}; clip them"
+        )
 
 
 def _encode(x: Tensor, scheme: Scheme, scale: Tensor, zero_point: Tensor | None) -> Tensor:
