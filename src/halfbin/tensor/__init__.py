@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from halfbin.tensor.fake_quantize import fake_quantize
 from halfbin.tensor.granularity import (
     Granularity,
     PerBlock,
@@ -25,6 +26,7 @@ __all__ = [
     "QTensor",
     "Scheme",
     "dequantize",
+    "fake_quantize",
     "fit",
     "parse_scheme",
     "quantize",
