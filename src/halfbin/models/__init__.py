@@ -5,10 +5,12 @@ from __future__ import annotations
 from halfbin.models.loading import load_as_client, load_weights
 from halfbin.models.sites import Site, find_sites
 from halfbin.models.skeleton import Skeleton, open_skeleton, read_config, targets
+from halfbin.models.structure import Structure
 
 __all__ = [
     "Site",
     "Skeleton",
+    "Structure",
     "find_sites",
     "load_as_client",
     "load_weights",

@@ -19,7 +19,7 @@ from halfbin.run.events import Event, OnEvent
 from halfbin.run.execute import Written, execute
 from halfbin.run.histogram import weight_histogram
 from halfbin.run.laps import Laps
-from halfbin.run.measure import Measured, Text, evaluation_text, measure, too_large
+from halfbin.run.measure import Measured, Text, evaluation_text, measure, too_large, unmeasurable
 from halfbin.run.memory import MemoryPeak
 from halfbin.run.output import REPORT_NAME, OutputDirectory
 from halfbin.run.report import Histogram, Report
@@ -109,7 +109,9 @@ def _carry_out(job: Job, plan: Plan, checkpoint: Checkpoint, work: Path, *, text
     with clock.stage("quantizing", "bytes") as step:
         written = execute(plan, checkpoint, work, device=job.device, on_step=step)
     measured: Measured | None = None
-    obstacle = too_large(checkpoint.num_parameters) if job.evaluate else "quality was not measured: --no-evaluate"
+    obstacle: str | None = "quality was not measured: --no-evaluate"
+    if job.evaluate:
+        obstacle = unmeasurable(plan.skeleton) or too_large(checkpoint.num_parameters)
     if obstacle is None:
         with clock.stage("evaluating", "windows") as step:
             measured = measure(plan.skeleton, work, text, device=job.device, on_step=step)

@@ -116,6 +116,16 @@ def too_large(num_parameters: int) -> str | None:
     )
 
 
+def unmeasurable(skeleton: Skeleton) -> str | None:
+    """Why a text tells nothing about a model; None when it does."""
+    if skeleton.reads_text:
+        return None
+    return (
+        f"quality was not measured: {skeleton.model_class.__name__} needs more than a text (pictures, sound, or a second "
+        "text for its decoder); compare both checkpoints on its own task"
+    )
+
+
 def measure(
     skeleton: Skeleton,
     directory: Path,
@@ -220,6 +230,9 @@ def _measure_encoder(
 ) -> Measured:
     sentences = [line.strip() for line in text.text.splitlines() if len(line.strip()) >= 20][:SENTENCES]
     tokenizer = load_tokenizer(skeleton)
-    embeddings = compare_embeddings(embed(original, tokenizer, sentences), embed(client, tokenizer, sentences))
+    before, after = (
+        getattr(model, "base_model", model) for model in (original, client)
+    )  # without a head for some task
+    embeddings = compare_embeddings(embed(before, tokenizer, sentences), embed(after, tokenizer, sentences))
     definition = f"mean-pooled, L2-normalised embeddings of {len(sentences)} lines of the text, at most 128 tokens each"
     return Measured(definition=definition, embeddings=embeddings, output_errors={})
