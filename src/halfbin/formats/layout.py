@@ -90,7 +90,8 @@ class WeightLayout(WeightCodec, Protocol):
         """Why this layout, or its clients, cannot hold such a tensor, and what to do instead; None: it can.
 
         Args:
-          module_class: class of the module that owns the tensor, such as "Linear"; "" when it has none of its own.
+          module_class: class of the module that owns the tensor, such as "Linear"; "Expert" for one expert's matrix that is
+            merged with others on loading; "" when the tensor has no module of its own.
           shape: the tensor's shape as stored.
           scheme: what it would be rounded to.
         """

@@ -62,7 +62,9 @@ class Site:
     shape: tuple[int, ...]  # as stored
     dtype: torch.dtype
     role: str  # "linear", "expert", "router", "head", "embedding" or "convolution"
-    module_class: str  # "Linear", "Conv1D", "Embedding", "Conv2d"; "" when the tensor has no module of its own
+    # "Linear", "Conv1D", "Embedding", "Conv2d"; "Expert" for a matrix that is merged into a stack when it is loaded; "" for
+    # any other tensor without a module of its own
+    module_class: str
     transposed: bool = False  # stored [in_features, out_features], for experts [experts, in_features, out_features]
     tied: bool = False  # the output head shares this tensor
 
@@ -98,14 +100,13 @@ def _site(
     role = None if owner is None else _role(target, owner, parameter, structure)
     if owner is None or role is None:
         return None
-    own = target.unchanged and role != "expert"
     return Site(
         name.removesuffix(".weight"),
         name,
         tuple(info.shape),
         info.dtype,
         role,
-        _module_class(owner) if own else "",
+        _module_class(owner, target, info, role),
         transposed=isinstance(owner, Conv1D | _ConvTransposeNd)
         or (role == "expert" and len(info.shape) == 3 and bool(getattr(owner, "is_transposed", False))),
         tied=parameter == "weight" and structure.ties(owner),
@@ -126,9 +127,13 @@ def _role(target: Target, owner: nn.Module, parameter: str, structure: Structure
     return "expert" if merged else None
 
 
-def _module_class(module: nn.Module) -> str:
+def _module_class(owner: nn.Module, target: Target, info: StoredTensor, role: str) -> str:
     """The class as runtimes know it: a subclass of nn.Linear counts as one."""
+    if role == "expert":
+        return "Expert" if len(info.shape) == 2 and not target.unchanged else ""
+    if not target.unchanged:
+        return ""
     for base in (nn.Linear, nn.Embedding, Conv1D):
-        if isinstance(module, base):
+        if isinstance(owner, base):
             return base.__name__
-    return type(module).__name__
+    return type(owner).__name__

@@ -16,6 +16,7 @@ from halfbin.errors import ModelError, RecipeError, SchemeError, did_you_mean
 from halfbin.formats.checkpoint import Checkpoint
 from halfbin.formats.layout import WeightLayout
 from halfbin.models import Site, Skeleton, find_sites, read_config
+from halfbin.numerics.formats import IntegerFormat
 from halfbin.numerics.scales import ScaleFormat
 from halfbin.plan.recipe import PROTECTED_ROLES, Recipe, Rule, Weights
 from halfbin.tensor.granularity import Granularity, PerBlock, PerChannel, PerGroup, PerTensor, PerToken, transposed
@@ -111,7 +112,7 @@ def make_plan(skeleton: Skeleton, checkpoint: Checkpoint, recipe: Recipe, layout
 
     Raises:
       ModelError: the model is quantized already.
-      RecipeError: a rule names sites that the model does not have.
+      RecipeError: a rule names sites that the model does not have, or leaves experts as the layout's clients cannot read them.
       SchemeError: a group size does not divide a site and the recipe's remainder is "refuse", or the layout cannot hold the
         recipe's schemes side by side.
     """
@@ -119,6 +120,7 @@ def make_plan(skeleton: Skeleton, checkpoint: Checkpoint, recipe: Recipe, layout
     found = find_sites(skeleton, checkpoint)
     _require_met(recipe, found)
     sites = tuple(_plan_site(site, recipe, layout) for site in found)
+    _require_readable_experts(sites, layout)
     layout.config({s.site.tensor: (s.weights, s.site.shape) for s in sites if isinstance(s.weights, Scheme)}, ())
     at_sites = {s.site.tensor for s in sites}
     others = {}
@@ -144,6 +146,18 @@ def _require_float(skeleton: Skeleton) -> None:
         method = how.get("quant_method") if isinstance(how, dict) else how
         raise ModelError(
             f"{skeleton.path} is quantized already ({method!s:.80}); start from the float model that it was made from"
+        )
+
+
+def _require_readable_experts(sites: tuple[SitePlan, ...], layout: WeightLayout) -> None:
+    """transformers takes experts that it merges for quantized with integers as soon as anything is; see the layout."""
+    integers = any(isinstance(s.weights, Scheme) and isinstance(s.weights.format, IntegerFormat) for s in sites)
+    floating = next((s for s in sites if s.site.module_class == "Expert" and not s.quantized), None)
+    if layout.name == "compressed-tensors" and integers and floating is not None:
+        raise RecipeError(
+            f"{floating.site.name} would stay in floating point ({floating.reason}) while other sites become integers, and "
+            "transformers cannot load such experts from compressed-tensors: give the experts a symmetric integer scheme too, "
+            "or use --format halfbin"
         )
 
 

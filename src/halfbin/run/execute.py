@@ -252,7 +252,7 @@ def _left_linears(plan: Plan) -> list[str]:
     parameter_of = targets(plan.skeleton, [s.site.tensor for s in plan.sites])
     rounded = {parameter_of[s.site.tensor].parameter.removesuffix(".weight") for s in plan.sites if s.quantized}
     modules = [n for n, m in plan.skeleton.model.named_modules() if isinstance(m, nn.Linear) and n not in rounded]
-    on_disk = [s.site.name for s in plan.sites if not s.quantized and s.site.module_class == "Linear"]
+    on_disk = [s.site.name for s in plan.sites if not s.quantized and s.site.module_class in ("Linear", "Expert")]
     return list(dict.fromkeys([*modules, *on_disk]))
 
 

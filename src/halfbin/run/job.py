@@ -125,7 +125,7 @@ def _carry_out(job: Job, plan: Plan, checkpoint: Checkpoint, work: Path, *, text
         measured=measured,
         text_name=text.name,
         histograms=histograms,
-        warnings=() if obstacle is None else (obstacle,),
+        warnings=tuple(filter(None, (obstacle, measured.rounded_by_client if measured else None))),
     )
 
 
