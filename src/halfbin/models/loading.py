@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import loguru
 import torch
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
@@ -68,6 +69,15 @@ def load_state(skeleton: Skeleton, weights: Mapping[str, Any], *, dtype: torch.d
     return model
 
 
+def check_as_client(skeleton: Skeleton, directory: Path) -> None:
+    """Let plain transformers go through the loading of a directory on no memory: every tensor must find its place.
+
+    Raises:
+      ModelError: it does not load, or not all of its weights fit.
+    """
+    _load_as_client(skeleton, directory, {"device_map": "meta"})
+
+
 def load_as_client(skeleton: Skeleton, directory: Path, *, dtype: torch.dtype | None = None) -> nn.Module:
     """What plain transformers makes of a directory: its own readers, nothing of halfbin's.
 
@@ -79,7 +89,10 @@ def load_as_client(skeleton: Skeleton, directory: Path, *, dtype: torch.dtype | 
     Raises:
       ModelError: it does not load, or not all of its weights fit.
     """
-    options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+    return _load_as_client(skeleton, directory, {} if dtype is None else {"dtype": dtype})
+
+
+def _load_as_client(skeleton: Skeleton, directory: Path, options: Mapping[str, Any]) -> nn.Module:
     try:
         with _quietly():
             loaded, info = skeleton.model_class.from_pretrained(
@@ -131,11 +144,13 @@ def _belongs(model: nn.Module, key: str) -> bool:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Without transformers' own progress bars; progress is the caller's to show."""
+    """Without the libraries' own progress bars and remarks; progress is the caller's to show, and outcomes are checked."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
+    loguru.logger.disable("compressed_tensors")
     try:
         yield
     finally:
+        loguru.logger.enable("compressed_tensors")
         if shown:
             transformers_logging.enable_progress_bar()

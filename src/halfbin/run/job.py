@@ -15,6 +15,7 @@ from halfbin.models import open_skeleton
 from halfbin.plan import Plan, load_recipe, make_plan
 from halfbin.run import html
 from halfbin.run.assemble import Finished, assemble
+from halfbin.run.client import settle_client
 from halfbin.run.events import Event, OnEvent
 from halfbin.run.execute import Written, execute
 from halfbin.run.histogram import weight_histogram
@@ -108,6 +109,8 @@ def _carry_out(job: Job, plan: Plan, checkpoint: Checkpoint, work: Path, *, text
     """Write, read back and measure; nothing of it has its final name yet."""
     with clock.stage("quantizing", "bytes") as step:
         written = execute(plan, checkpoint, work, device=job.device, on_step=step)
+    with clock.stage("checking", "models"):
+        settled = settle_client(plan.skeleton, work)
     measured: Measured | None = None
     obstacle: str | None = "quality was not measured: --no-evaluate"
     if job.evaluate:
@@ -125,7 +128,7 @@ def _carry_out(job: Job, plan: Plan, checkpoint: Checkpoint, work: Path, *, text
         measured=measured,
         text_name=text.name,
         histograms=histograms,
-        warnings=tuple(filter(None, (obstacle, measured.rounded_by_client if measured else None))),
+        warnings=tuple(filter(None, (obstacle, settled, measured.rounded_by_client if measured else None))),
     )
 
 
