@@ -72,10 +72,13 @@ def load_state(skeleton: Skeleton, weights: Mapping[str, Any], *, dtype: torch.d
 def check_as_client(skeleton: Skeleton, directory: Path) -> None:
     """Let plain transformers go through the loading of a directory on no memory: every tensor must find its place.
 
+    Shapes are not looked at: without data, compressed-tensors guesses those of unpacked weights.
+
     Raises:
-      ModelError: it does not load, or not all of its weights fit.
+      ModelError: it does not load, or a tensor is missing or left over.
     """
-    _load_as_client(skeleton, directory, {"device_map": "meta"})
+    loaded, info = _load_as_client(skeleton, directory, {"device_map": "meta"})
+    require_complete(dict(info) | {"mismatched_keys": ()}, loaded, directory)
 
 
 def load_as_client(skeleton: Skeleton, directory: Path, *, dtype: torch.dtype | None = None) -> nn.Module:
@@ -89,20 +92,22 @@ def load_as_client(skeleton: Skeleton, directory: Path, *, dtype: torch.dtype | 
     Raises:
       ModelError: it does not load, or not all of its weights fit.
     """
-    return _load_as_client(skeleton, directory, {} if dtype is None else {"dtype": dtype})
+    loaded, info = _load_as_client(skeleton, directory, {} if dtype is None else {"dtype": dtype})
+    require_complete(info, loaded, directory)
+    return loaded.eval()
 
 
-def _load_as_client(skeleton: Skeleton, directory: Path, options: Mapping[str, Any]) -> nn.Module:
+def _load_as_client(
+    skeleton: Skeleton, directory: Path, options: Mapping[str, Any]
+) -> tuple[nn.Module, Mapping[str, Any]]:
     try:
         with _quietly():
-            loaded, info = skeleton.model_class.from_pretrained(
+            found: tuple[nn.Module, Mapping[str, Any]] = skeleton.model_class.from_pretrained(
                 str(directory), local_files_only=True, **TELL, **options
             )
     except Exception as error:  # whatever a client raises, the file did not load
         raise ModelError(f"transformers cannot load {directory}: {type(error).__name__}: {error}") from error
-    require_complete(info, loaded, directory)
-    model: nn.Module = loaded.eval()
-    return model
+    return found
 
 
 def require_complete(loading_info: Mapping[str, Any], model: nn.Module, directory: Path) -> None:

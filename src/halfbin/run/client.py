@@ -44,15 +44,24 @@ def settle_client(skeleton: Skeleton, directory: Path) -> str | None:
 
 
 def _dequantize_while_loading(directory: Path) -> bool:
-    """Write transformers' own setting for that into config.json, if it is of use: with one scheme for the whole model."""
+    """Write transformers' own setting for that into config.json, if it is of use: it reads all weights by the first group.
+
+    Of that group it takes the number format; the shape of the scales tells it the granularity. So groups may differ there.
+    """
     path = directory / "config.json"
     config: dict[str, Any] = json.loads(path.read_bytes())
     how = config.get("quantization_config", {})
-    if how.get("dequantize") or len(how.get("config_groups", ())) != 1:
+    formats = {_number_format(group) for group in how.get("config_groups", {}).values()}
+    if how.get("dequantize") or len(formats) != 1:
         return False
     how["dequantize"] = True
     write_json(path, config)
     return True
+
+
+def _number_format(group: dict[str, Any]) -> tuple[object, ...]:
+    weights = group["weights"]
+    return group["format"], weights["num_bits"], weights["type"], weights["symmetric"]
 
 
 def _hopeless(error: ModelError) -> ModelError:
