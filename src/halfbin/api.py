@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 from halfbin.errors import RecipeError
-from halfbin.evaluate import Comparison, Perplexity
+from halfbin.evaluation import Comparison, Perplexity
 from halfbin.models import load_weights, open_skeleton
 from halfbin.nn.convert import Swap
-from halfbin.plan import Plan
+from halfbin.planning import Plan
 from halfbin.run.events import OnEvent
 from halfbin.run.inspection import Inspection, inspect_checkpoint
 from halfbin.run.job import Job, model_directory, planned, run_job

@@ -61,8 +61,8 @@ def inspect(path: str, **options: Any) -> Any:
 
 
 def evaluate(a: str, b: str | None = None, **options: Any) -> Any:
-    from halfbin.evaluate import Comparison, Perplexity
-    from halfbin.evaluate.compare import Spread
+    from halfbin.evaluation import Comparison, Perplexity
+    from halfbin.evaluation.compare import Spread
 
     CALLS.append({"verb": "evaluate", "a": a, "b": b, **options})
     _maybe_fail(a)

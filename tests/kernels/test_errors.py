@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from halfbin.evaluate.layers import TensorError, rounding_sums, weight_error
+from halfbin.evaluation.layers import TensorError, rounding_sums, weight_error
 from halfbin.kernels import rounding
 from halfbin.kernels.errors import ErrorSums
 from halfbin.tensor import dequantize, parse_scheme, quantize

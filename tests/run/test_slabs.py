@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from halfbin.evaluate.layers import TensorError, rounding_sums, weight_error
+from halfbin.evaluation.layers import TensorError, rounding_sums, weight_error
 from halfbin.formats import COMPRESSED_TENSORS, HALFBIN, WeightLayout
 from halfbin.formats.plain import PlainLayout
 from halfbin.formats.safetensors import SafetensorsFile, SafetensorsWriter

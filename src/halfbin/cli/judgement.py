@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import RenderableType
 
 from halfbin.cli.screen import facts, page, plain
-from halfbin.evaluate import Comparison, Perplexity
+from halfbin.evaluation import Comparison, Perplexity
 from halfbin.run import jsonable
 from halfbin.run.wording import change, number, percent
 

@@ -44,27 +44,19 @@ def settle_client(skeleton: Skeleton, directory: Path) -> str | None:
 
 
 def _dequantize_while_loading(directory: Path) -> bool:
-    """Write transformers' own setting for that into config.json, if it is of use: it reads all weights by the first group.
-
-    Of that group it takes the number format; the shape of the scales tells it the granularity. So groups may differ there.
-    """
+    """Write transformers' own setting for that into config.json, if it is of use: it reads all weights by the first group."""
     path = directory / "config.json"
     config: dict[str, Any] = json.loads(path.read_bytes())
     how = config.get("quantization_config", {})
-    formats = {_number_format(group) for group in how.get("config_groups", {}).values()}
-    if how.get("dequantize") or len(formats) != 1:
+    if how.get("dequantize") or len(how.get("config_groups", ())) != 1:
         return False
     how["dequantize"] = True
     write_json(path, config)
     return True
 
 
-def _number_format(group: dict[str, Any]) -> tuple[object, ...]:
-    weights = group["weights"]
-    return group["format"], weights["num_bits"], weights["type"], weights["symmetric"]
-
-
 def _hopeless(error: ModelError) -> ModelError:
     return ModelError(
-        f"{error}; write --format halfbin, which hb.load reads, or keep the weights that it names in 16 bits"
+        f"{error}; write --format halfbin, which hb.load reads, or use one scheme for the whole model, such as --recipe int8: "
+        "where a model's code wants float weights, transformers dequantizes while it loads, and then knows one scheme only"
     )

@@ -15,15 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from halfbin.errors import DataError, FormatError, HalfbinError
-from halfbin.evaluate.layers import TensorError, rounding_sums
+from halfbin.evaluation.layers import TensorError, rounding_sums
 from halfbin.formats.checkpoint import Checkpoint, open_checkpoint
 from halfbin.formats.safetensors import SafetensorsWriter
 from halfbin.kernels.errors import ErrorSums
 from halfbin.kernels.threads import in_order
 from halfbin.models import targets
-from halfbin.plan import Plan, SitePlan
-from halfbin.plan.plan import num_bytes
-from halfbin.plan.recipe import rounding
+from halfbin.planning import Plan, SitePlan
+from halfbin.planning.plan import num_bytes
+from halfbin.planning.recipe import rounding
 from halfbin.run.laps import Laps
 from halfbin.run.slabs import SLAB_BYTES, SlabWriter, checksum, read_slab, row_step, slabs
 from halfbin.tensor.qtensor import require_finite

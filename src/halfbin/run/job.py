@@ -12,7 +12,7 @@ from halfbin.errors import LimitError
 from halfbin.formats.checkpoint import Checkpoint, open_checkpoint
 from halfbin.formats.read import layout_named, open_quantized
 from halfbin.models import open_skeleton
-from halfbin.plan import Plan, load_recipe, make_plan
+from halfbin.planning import Plan, load_recipe, make_plan
 from halfbin.run import html
 from halfbin.run.assemble import Finished, assemble
 from halfbin.run.client import settle_client

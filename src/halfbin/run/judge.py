@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from halfbin.errors import ModelError
-from halfbin.evaluate import Comparison, Perplexity, compare, perplexity
+from halfbin.evaluation import Comparison, Perplexity, compare, perplexity
 from halfbin.models import load_weights, open_skeleton
 from halfbin.run.events import Event, OnEvent
 from halfbin.run.measure import evaluation_text, windows_of

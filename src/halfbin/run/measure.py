@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from halfbin import demo
 from halfbin.errors import DataError, FormatError, ModelError
-from halfbin.evaluate import (
+from halfbin.evaluation import (
     Comparison,
     EmbeddingComparison,
     Perplexity,
@@ -27,7 +27,7 @@ from halfbin.evaluate import (
     perplexity,
     tokenize,
 )
-from halfbin.evaluate.logits import evaluating
+from halfbin.evaluation.logits import evaluating
 from halfbin.formats.read import open_quantized
 from halfbin.models import Skeleton, load_as_client, load_weights, targets
 from halfbin.run.memory import available_bytes

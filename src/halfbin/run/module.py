@@ -8,9 +8,9 @@ from torch import nn
 
 from halfbin.models import Site, Structure
 from halfbin.nn.convert import Method, Swap, quantize_module
-from halfbin.plan import load_recipe
-from halfbin.plan.plan import fitted_scheme
-from halfbin.plan.recipe import rounding
+from halfbin.planning import load_recipe
+from halfbin.planning.plan import fitted_scheme
+from halfbin.planning.recipe import rounding
 from halfbin.run.events import Event, OnEvent
 from halfbin.tensor.scheme import Scheme
 

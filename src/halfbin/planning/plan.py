@@ -18,7 +18,7 @@ from halfbin.formats.layout import WeightLayout
 from halfbin.models import Site, Skeleton, find_sites, read_config
 from halfbin.numerics.formats import IntegerFormat
 from halfbin.numerics.scales import ScaleFormat
-from halfbin.plan.recipe import PROTECTED_ROLES, Recipe, Rule, Weights
+from halfbin.planning.recipe import PROTECTED_ROLES, Recipe, Rule, Weights
 from halfbin.tensor.granularity import Granularity, PerBlock, PerChannel, PerGroup, PerTensor, PerToken, transposed
 from halfbin.tensor.scheme import Scheme
 

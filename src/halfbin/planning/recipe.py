@@ -109,7 +109,7 @@ def rounding(method: str, estimator: str) -> Callable[[Tensor, Scheme], QTensor]
 
 def preset_names() -> list[str]:
     """The recipes that come with halfbin."""
-    folder = importlib.resources.files("halfbin.plan") / "presets"
+    folder = importlib.resources.files("halfbin.planning") / "presets"
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
@@ -121,7 +121,7 @@ def load_recipe(name_or_file: str | Path) -> Recipe:
     """
     name = str(name_or_file)
     if name in preset_names():
-        text = (importlib.resources.files("halfbin.plan") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
+        text = (importlib.resources.files("halfbin.planning") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
         return parse_recipe(text, source=name)
     path = Path(name_or_file)
     if not path.is_file():

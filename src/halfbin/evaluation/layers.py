@@ -18,9 +18,9 @@ from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
 from halfbin.errors import DataError
-from halfbin.evaluate.logits import BATCH_TOKENS, evaluating
-from halfbin.evaluate.perplexity import OnStep
-from halfbin.evaluate.windows import Windows
+from halfbin.evaluation.logits import BATCH_TOKENS, evaluating
+from halfbin.evaluation.perplexity import OnStep
+from halfbin.evaluation.windows import Windows
 from halfbin.kernels.errors import ErrorSums
 from halfbin.tensor.qtensor import QTensor, dequantize
 from halfbin.tensor.rowwise import rowwise
