@@ -13,6 +13,7 @@ from halfbin.tensor.granularity import (
     scale_shape,
     spread,
 )
+from halfbin.tensor.int_matmul import accumulator_bound, int_matmul
 from halfbin.tensor.qtensor import QTensor, dequantize, fit, quantize, require_finite
 from halfbin.tensor.scheme import Scheme, parse_scheme
 
@@ -25,9 +26,11 @@ __all__ = [
     "PerToken",
     "QTensor",
     "Scheme",
+    "accumulator_bound",
     "dequantize",
     "fake_quantize",
     "fit",
+    "int_matmul",
     "parse_scheme",
     "quantize",
     "require_finite",
