@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-from halfbin.evaluate import compare, compare_embeddings, cut, embed, similarity, spearman, tokenize
+from halfbin.evaluation import compare, compare_embeddings, cut, embed, similarity, spearman, tokenize
 from halfbin.nn import quantize_module
 from halfbin.tensor import PerGroup, QTensor, Scheme, parse_scheme, quantize
 

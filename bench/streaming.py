@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 
-import halfbin.api as hb
 from halfbin.formats.compressed_tensors import COMPRESSED_TENSORS
 from halfbin.formats.safetensors import SafetensorsWriter
 from halfbin.methods import rtn
+from halfbin.run.execute import execute
+from halfbin.run.job import Job, planned
 from halfbin.run.memory import MemoryPeak, anonymous_bytes
 from halfbin.tensor import Scheme, parse_scheme
 
@@ -81,21 +82,32 @@ def make_model(folder: Path, gigabytes: float) -> None:
 
 def stream(model: Path, output: Path) -> dict[str, Any]:
     """Quantize the whole model; where the time went, and the memory."""
-    hb.plan(model, recipe="int4")  # everything is imported and has run once
-    base = anonymous_bytes() or 0
-    with MemoryPeak() as peak:
-        report = hb.quantize(model, output, recipe="int4", evaluate=False)
-    mapped = next(
-        int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if "RssFile" in line
-    )
+    job = Job(model=str(model), recipe="int4")
+    with planned(job):  # everything is imported and has run once
+        base = anonymous_bytes() or 0
+    shutil.rmtree(output, ignore_errors=True)
+    output.mkdir()
+    started = time.perf_counter()
+    with MemoryPeak() as peak, planned(job) as (plan, checkpoint):
+        written = execute(plan, checkpoint, output)
+    rounded = sum(site.bytes_before for site in plan.sites if site.quantized)
     shutil.rmtree(output)
     return {
-        "input_bytes": report.bytes_before,
-        "output_bytes": report.bytes_after,
+        "input_bytes": plan.bytes_before,
+        "rounded_input_bytes": rounded,
+        "output_bytes": plan.bytes_after,
         "peak_above_imports_bytes": (peak.bytes or 0) - base,
-        "mapped_file_bytes": mapped * 1024,
-        "seconds": dict(report.timings),
+        "mapped_file_bytes": mapped_bytes(),
+        "rounded_gigabytes_per_second": torch.get_num_threads() * rounded / written.seconds["rounding"] / 1e9,
+        "seconds_in_all": time.perf_counter() - started,
+        "seconds": dict(written.seconds),
     }
+
+
+def mapped_bytes() -> int:
+    """Resident pages of mapped files: libraries, and weights if anything mapped them."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssFile:"))
 
 
 def rounding(shape: tuple[int, int], scheme: Scheme) -> dict[str, Any]:

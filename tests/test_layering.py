@@ -18,13 +18,14 @@ LINES = [
     {"formats"},
     {"nn"},
     {"models", "onnx", "train"},
-    {"evaluate"},
-    {"plan"},
+    {"evaluation"},
+    {"planning"},
     {"run"},
     {"api"},
     {"cli", "explorer"},
 ]
 LINE_OF = {room: i for i, rooms in enumerate(LINES) for room in rooms}
+VERBS = {"evaluate", "inspect", "load", "plan", "quantize"}  # of `import halfbin as hb`
 FILES = sorted(SOURCE.rglob("*.py"))
 
 
@@ -74,3 +75,8 @@ def test_rooms_without_logic_do_no_work_on_import() -> None:
         if path.name == "__init__.py" and path.parent != SOURCE and room_of(path) not in ("demo", "cli"):
             kinds = {type(node) for node in ast.parse(path.read_text(encoding="utf-8")).body}
             assert kinds <= {ast.Expr, ast.ImportFrom, ast.Import, ast.Assign, ast.AnnAssign}, path
+
+
+def test_no_room_has_the_name_of_a_verb() -> None:
+    # `hb.plan` would be the function or the room, whichever was imported last.
+    assert not VERBS & {path.name.removesuffix(".py") for path in SOURCE.iterdir()}

@@ -17,14 +17,13 @@ import torch
 from torch import nn
 
 from halfbin.errors import RecipeError
-from halfbin.evaluate import Comparison, Perplexity
 from halfbin.models import load_weights, open_skeleton
 from halfbin.nn.convert import Swap
-from halfbin.plan import Plan
+from halfbin.planning import Plan
 from halfbin.run.events import OnEvent
 from halfbin.run.inspection import Inspection, inspect_checkpoint
 from halfbin.run.job import Job, model_directory, planned, run_job
-from halfbin.run.judge import judge
+from halfbin.run.judge import Judgement, judge
 from halfbin.run.module import quantize_in_memory
 from halfbin.run.report import Report
 
@@ -139,8 +138,23 @@ def evaluate(
     trust_remote_code: bool = False,
     device: str = "cpu",
     on_event: OnEvent | None = None,
-) -> Comparison | Perplexity:
-    """Perplexity of one model on a text, or two models side by side with KL and agreement."""
+) -> Judgement:
+    """Perplexity of one model on a text, or two models side by side with KL and agreement.
+
+    Args:
+      a: a directory, or "demo"; with `b`, the original.
+      b: what is held against `a`; both need the same tokenizer.
+      text: a UTF-8 file; the embedded held-out text by default.
+      context: tokens that the model reads at once; what it was made for, at most 1024, by default.
+      stride: tokens from one window to the next; windows do not overlap by default.
+      max_tokens: score no more than so many.
+      trust_remote_code: run Python code that a directory brings along.
+      device: where to compute: "cpu" or "cuda".
+      on_event: told of progress.
+
+    Returns:
+      `found`, a Perplexity or a Comparison, with the definition it was measured by and the text's name.
+    """
     return judge(
         model_directory(a),
         None if b is None else model_directory(b),

@@ -62,8 +62,10 @@ def test_json_of_quantize_is_the_report(invoke: Invoke, tmp_path: Path) -> None:
     [
         pytest.param(["quantize", "m", "--dry-run"], {"output_bytes", "peak_memory_bytes", "sites"}, id="plan"),
         pytest.param(["inspect", "c"], {"inspection_version", "tensors", "bytes", "bits_per_weight"}, id="inspect"),
-        pytest.param(["evaluate", "a"], {"perplexity", "nll", "num_tokens"}, id="evaluate"),
-        pytest.param(["evaluate", "a", "b"], {"before", "after", "kl", "top1_agreement"}, id="compare"),
+        pytest.param(["evaluate", "a"], {"perplexity", "nll", "num_tokens", "definition", "text"}, id="evaluate"),
+        pytest.param(
+            ["evaluate", "a", "b"], {"before", "after", "kl", "top1_agreement", "definition", "text"}, id="compare"
+        ),
     ],
 )
 def test_json_is_one_document(invoke: Invoke, arguments: list[str], keys: set[str]) -> None:

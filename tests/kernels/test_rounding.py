@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import Tensor
 
+from halfbin.errors import DataError
 from halfbin.kernels import rounding
 from halfbin.tensor import parse_scheme, quantize
 from halfbin.tensor.qtensor import QTensor, quantize_plainly
@@ -91,13 +94,27 @@ def test_every_bf16_number_is_rounded_alike() -> None:
         assert_same(quantize(x, parse_scheme(spelling)), quantize_plainly(x, parse_scheme(spelling)))
 
 
+@pytest.mark.parametrize("spelling", ["nf4-channel", "ternary-channel", "fp8_e4m3-channel", "int3-channel"])
+def test_the_three_numbers_around_every_tie_are_rounded_alike(spelling: str) -> None:
+    scheme = parse_scheme(spelling)
+    values = scheme.format.decode(scheme.format.codes, torch.float64)
+    values = values[values.isfinite()].sort().values
+    ties = ((values[1:] + values[:-1]) / 2).float()
+    x = torch.cat([torch.nextafter(ties, ties - 1), ties, torch.nextafter(ties, ties + 1)])[None]
+    one = torch.ones(1, 1)
+    assert_same(quantize(x, scheme, scale=one), quantize_plainly(x, scheme, scale=one))
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_what_is_not_finite_is_seen_wherever_it_stands(value: float) -> None:
     for place in (0, 300, 599):
         x = torch.ones(2, 300)
         x.view(-1)[place] = value
-        low, high = rounding.extremes(x, 128)
-        assert not bool((torch.isfinite(low) & torch.isfinite(high)).all())
+        rows = rowwise(x, parse_scheme("int4-g128"))
+        assert isinstance(rows, Rowwise)
+        assert rows.quantize() is None
+        with pytest.raises(DataError, match=re.escape(f"the first is {value} at {[place // 300, place % 300]}")):
+            quantize(x, parse_scheme("int4-g128"))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from halfbin.kernels.threads import in_threads
+from halfbin.kernels.threads import in_order, in_threads
 
 
 @pytest.mark.parametrize("num_items", [1, 2, 3, 10])
@@ -46,3 +46,62 @@ def test_an_error_in_a_share_is_raised_and_the_count_is_put_back() -> None:
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def numbers_given(num_items: int, *, in_flight: int, threads: int = 2) -> tuple[list[int], int]:
+    """What `in_order` gives for items of one byte each, and how many were begun and not given at the most."""
+    begun, most = 0, 0
+    given: list[int] = []
+    lock = threading.Lock()
+
+    def work(item: int) -> int:
+        nonlocal begun, most
+        with lock:
+            begun += 1
+            most = max(most, begun - len(given))
+        return item * item
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for item, result in in_order(range(num_items), work, num_bytes=lambda item: 1, in_flight=in_flight):
+            assert result == item * item
+            given.append(item)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    return given, most
+
+
+@pytest.mark.parametrize("num_items", [0, 1, 2, 50])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_results_come_in_the_order_of_the_items(num_items: int, threads: int) -> None:
+    assert numbers_given(num_items, in_flight=100, threads=threads)[0] == list(range(num_items))
+
+
+@pytest.mark.parametrize("in_flight", [0, 1, 3])
+def test_no_more_is_in_flight_than_was_allowed_but_always_one(in_flight: int) -> None:
+    given, most = numbers_given(40, in_flight=in_flight)
+    assert given == list(range(40))
+    assert most <= max(in_flight, 1) + 1  # the one that was just given is not counted as given yet
+
+
+def test_an_error_comes_out_where_its_result_would_and_nothing_further_is_begun() -> None:
+    begun: list[int] = []
+    given: list[int] = []
+
+    def work(item: int) -> int:
+        begun.append(item)
+        return 1 // (5 - item)
+
+    with pytest.raises(ZeroDivisionError):
+        given.extend(item for item, _ in in_order(range(1000), work, num_bytes=lambda item: 1, in_flight=3))
+    assert len(begun) < 12
+
+
+def test_a_caller_who_stops_early_leaves_no_thread_behind() -> None:
+    before = threading.active_count()
+    results = in_order(range(1000), lambda item: item, num_bytes=lambda item: 1, in_flight=3)
+    assert next(results) == (0, 0)
+    results.close()
+    assert threading.active_count() == before

@@ -159,7 +159,7 @@ def test_widths_beyond_a_byte_are_refused(bits: int) -> None:
 
 
 def test_what_is_no_row_of_codes_is_refused() -> None:
-    with pytest.raises(SchemeError, match=r"must be uint8 \[\.\.\., n\].*int64 \[3\]"):
+    with pytest.raises(SchemeError, match=r"must be uint8 or int8 \[\.\.\., n\].*int64 \[3\]"):
         pack(torch.tensor([1, 2, 3]), 4)
     with pytest.raises(SchemeError, match=r"must be uint8"):
         pack(torch.tensor(3, dtype=torch.uint8), 4)
@@ -181,3 +181,35 @@ def test_words_are_refused_on_a_big_endian_machine(monkeypatch: pytest.MonkeyPat
         pack_words(codes, 4)
     with pytest.raises(SchemeError, match="use pack and unpack"):
         unpack_words(torch.zeros(1, dtype=torch.int32), 4, 8)
+
+
+@pytest.mark.parametrize("bits", range(1, 9), ids=lambda bits: f"{bits}-bit")
+def test_signed_codes_are_counted_from_the_lowest(bits: int) -> None:
+    lowest = -(1 << (bits - 1))
+    codes = torch.arange(lowest, lowest + (1 << bits), dtype=torch.int8).repeat(3, 2)
+    counted = (codes.to(torch.int16) - lowest).to(torch.uint8)
+    assert torch.equal(pack(codes, bits, lowest=lowest), pack(counted, bits))
+    assert torch.equal(pack_words(codes, bits, lowest=lowest), pack_words(counted, bits))
+
+
+@pytest.mark.parametrize("bits", range(2, 8), ids=lambda bits: f"{bits}-bit")
+@pytest.mark.parametrize("beyond", [-1, 0], ids=["below", "above"])
+def test_a_signed_code_beyond_either_end_is_refused_with_its_position(bits: int, beyond: int) -> None:
+    lowest = -(1 << (bits - 1))
+    codes = torch.zeros(2, 5, dtype=torch.int8)
+    codes[1, 3] = lowest - 1 if beyond else lowest + (1 << bits)
+    with pytest.raises(SchemeError, match=rf"code {int(codes[1, 3])} at \[1, 3\] does not fit"):
+        pack(codes, bits, lowest=lowest)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_and_tiles_change_no_byte(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = torch.randint(0, 8, (37, 299), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    whole, before = pack(codes, 3), torch.get_num_threads()
+    monkeypatch.setattr("halfbin.packing.bits.TILE_CODES", 640)
+    torch.set_num_threads(threads)
+    try:
+        assert torch.equal(pack(codes, 3), whole)
+        assert torch.equal(unpack(whole, 3, 299), codes)
+    finally:
+        torch.set_num_threads(before)

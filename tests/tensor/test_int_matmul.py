@@ -167,6 +167,27 @@ def test_no_integer_on_the_way_exceeds_the_bound_and_one_attains_it(x_name: str)
             assert max(reached) == bound
 
 
+SMALL = [fmt for fmt in INTEGERS.values() if fmt.bits <= 4]
+
+
+@pytest.mark.parametrize("asymmetric", list(itertools.product([False, True], repeat=2)), ids=str)
+@pytest.mark.parametrize("w_format", SMALL, ids=lambda f: f.name)
+@pytest.mark.parametrize("x_format", SMALL, ids=lambda f: f.name)
+def test_the_bound_is_the_largest_term_that_any_codes_and_zero_points_reach(
+    x_format: IntegerFormat, w_format: IntegerFormat, asymmetric: tuple[bool, bool]
+) -> None:
+    ranges = [range(f.qmin, f.qmax + 1) for f in (x_format, w_format)]
+    zeros = [r if a else [0] for r, a in zip(ranges, asymmetric, strict=True)]
+    worst_term = 0
+    for z, y in itertools.product(*zeros):
+        for q, p in itertools.product(*ranges):
+            terms = (q * p, y * q, q * (p - y), z * (p - y), (q - z) * (p - y))
+            worst_term = max(worst_term, *(abs(term) for term in terms))
+    bounds = [(f.qmin, f.qmax) if a else None for f, a in zip((x_format, w_format), asymmetric, strict=True)]
+    bound = accumulator_bound(10, x_format, w_format, x_zero_points=bounds[0], w_zero_points=bounds[1])
+    assert bound == 10 * worst_term
+
+
 @law
 @given(st.sampled_from(list(INTEGERS.values())), st.sampled_from(list(INTEGERS.values())), st.data())
 def test_no_codes_exceed_the_bound(x_format: IntegerFormat, w_format: IntegerFormat, data: st.DataObject) -> None:

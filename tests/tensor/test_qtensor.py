@@ -466,3 +466,15 @@ def test_dequantize_gives_the_type_asked_for_with_one_rounding(dtype: torch.dtyp
 def test_a_granularity_that_does_not_fit_the_shape_is_refused(granularity: Granularity, shape: tuple[int, ...]) -> None:
     with pytest.raises(SchemeError, match=rf"granularity {granularity}"):
         quantize(torch.ones(shape), Scheme(format=FORMATS["int8"], granularity=granularity))
+
+
+@pytest.mark.parametrize("spelling", ["int4-g16-asym", "int8-channel", "int8-tensor", "int8-channel@1", "int8-b8x8"])
+def test_rows_of_a_quantized_tensor_are_rows_of_what_it_stands_for(spelling: str) -> None:
+    q = quantize(torch.randn(20, 40, generator=torch.Generator().manual_seed(0)), parse_scheme(spelling))
+    assert torch.equal(dequantize(q.rows(8, 20)), dequantize(q)[8:20])
+
+
+def test_rows_that_begin_inside_a_block_are_refused() -> None:
+    q = quantize(torch.ones(20, 40), parse_scheme("int8-b8x8"))
+    with pytest.raises(SchemeError, match="rows from 4 on begin inside a tile of 8 rows"):
+        q.rows(4, 20)

@@ -20,7 +20,7 @@ job on it, offline, as for any model of yours:
   halfbin quantize demo -o {output}
 
 1. quantizing: every weight matrix becomes 4-bit integers with one scale for each group of weights
-2. reading back: what was written is compared with what was meant
+2. checking: every byte was read back; now transformers must load what was written
 3. evaluating: the original and the result read the same held-out text, side by side
 """
 

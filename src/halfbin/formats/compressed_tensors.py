@@ -9,6 +9,9 @@ Checked with transformers 5.23 and compressed-tensors 0.20, which load every sch
   run). Passing CompressedTensorsConfig() without dequantize=True overrides the key, and the load then fails loudly;
 - mxfp4 and mxfp8 become bfloat16 in memory (no loss: a power of two times few bits) and then fail beside float32
   activations; the same key mends that;
+- experts that are merged into one stack when they are loaded: transformers then takes every one of them for quantized with
+  integers as soon as anything is, so all must be, without zero points; it holds them in the type of their scales, whatever
+  dtype was asked for;
 - that key reads every weight by the *first* group's scheme. Hence it is written only when there is one group, and zero
   points in a mix of schemes are refused. Never pass dequantize=True for a mix.
 """
@@ -37,7 +40,12 @@ class CompressedTensorsLayout:
 
     def refuses(self, module_class: str, shape: Shape, scheme: Scheme) -> str | None:
         """Why the clients of compressed-tensors cannot hold such a tensor, and what to do instead."""
-        return _refuses_module(module_class, shape) or _refuses_format(scheme) or _refuses_granularity(shape, scheme)
+        return (
+            _refuses_module(module_class, shape)
+            or _refuses_format(scheme)
+            or _refuses_granularity(shape, scheme)
+            or (_refuses_expert(scheme) if module_class == "Expert" else None)
+        )
 
     def tensors(self, name: str, shape: Shape, scheme: Scheme) -> Parts:
         """Codes, scale and what else the scheme's format has."""
@@ -46,6 +54,10 @@ class CompressedTensorsLayout:
     def encode(self, name: str, q: QTensor) -> dict[str, Tensor]:
         """The parts of `q`."""
         return CODECS[format_of(q.scheme)].encode(name, q)
+
+    def fixed(self, name: str, shape: Shape, scheme: Scheme) -> dict[str, Tensor]:
+        """The shape, where the format stores it."""
+        return CODECS[format_of(scheme)].fixed(name, shape, scheme)
 
     def decode(self, name: str, scheme: Scheme, shape: Shape, read: Read) -> QTensor:
         """Read back what `encode` made; what others wrote is read by the codec that `schemes` names."""
@@ -81,7 +93,7 @@ class CompressedTensorsLayout:
 
 
 def _refuses_module(module_class: str, shape: Shape) -> str | None:
-    if module_class == "Linear":
+    if module_class in ("Linear", "Expert"):
         return (
             None if len(shape) == 2 else f"a Linear weight of shape {list(shape)} is not [out, in]: keep it in 16 bits"
         )
@@ -110,6 +122,14 @@ def _refuses_format(scheme: Scheme) -> str | None:
         "fp8_e5m2": "its 8-bit floats are e4m3, and e5m2 codes would be read as those",
     }
     return f"{reasons.get(fmt.name, f'{fmt.name} is no format of compressed-tensors')}: {ELSEWHERE}"
+
+
+def _refuses_expert(scheme: Scheme) -> str | None:
+    if not scheme.symmetric:
+        return f"transformers merges experts without their zero points: use a symmetric scheme, or {ELSEWHERE}"
+    if isinstance(scheme.format, FloatFormat) and scheme.granularity not in (PerChannel(0), PerTensor()):
+        return f"transformers merges floating-point experts with one scale a row or tensor only: use channel, or {ELSEWHERE}"
+    return None
 
 
 def _refuses_scale(scheme: Scheme) -> str | None:

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from halfbin.errors import FormatError, SchemeError
 from halfbin.formats.checks import checked_scale, read_as, require_codes, stored_scale, stored_scale_dtype
+from halfbin.formats.codes import counted_from_zero, lowest_code
 from halfbin.formats.layout import Parts, Read, Shape, WeightCodec
 from halfbin.numerics import IntegerFormat, ScaleFormat
 from halfbin.packing.bits import pack, pack_words, unpack, unpack_words
@@ -72,16 +73,21 @@ class PackedIntegers:
 
     def encode(self, name: str, q: QTensor) -> dict[str, Tensor]:
         """The parts of `q`."""
-        module, bits = module_of(name), q.scheme.format.bits
+        module, fmt, bits = module_of(name), q.scheme.format, q.scheme.format.bits
         parts = {
-            f"{module}.weight_packed": pack_words(_from_lowest(q.codes, q.scheme), bits),
+            f"{module}.weight_packed": pack_words(q.codes, bits, lowest=lowest_code(fmt)),
             f"{module}.weight_scale": q.scale.contiguous(),
-            f"{module}.weight_shape": torch.tensor(q.shape, dtype=torch.int64),
+            **self.fixed(name, q.shape, q.scheme),
         }
         if q.zero_point is not None:
-            columns = pack_words(_from_lowest(q.zero_point, q.scheme).t().contiguous(), bits)
+            zeros = q.zero_point.to(fmt.code_dtype).t().contiguous()
+            columns = pack_words(zeros, bits, lowest=lowest_code(fmt))
             parts[f"{module}.weight_zero_point"] = columns.t().contiguous()
         return parts
+
+    def fixed(self, name: str, shape: Shape, scheme: Scheme) -> dict[str, Tensor]:
+        """The shape."""
+        return {f"{module_of(name)}.weight_shape": torch.tensor(shape, dtype=torch.int64)}
 
     def decode(self, name: str, scheme: Scheme, shape: Shape, read: Read) -> QTensor:
         """Read the parts of `name` back."""
@@ -97,8 +103,9 @@ class PackedIntegers:
         zero_point = None
         if not scheme.symmetric:
             columns = read_as(read, zero, *parts[zero]).t().contiguous()
-            zero_point = _to_signed(unpack_words(columns, bits, shape[0]).t(), scheme).to(torch.int32).contiguous()
-        return QTensor(_to_signed(codes, scheme).to(scheme.format.code_dtype), scale, zero_point, scheme)
+            zeros = counted_from_zero(unpack_words(columns, bits, shape[0]), scheme.format)
+            zero_point = zeros.t().to(torch.int32).contiguous()
+        return QTensor(counted_from_zero(codes, scheme.format), scale, zero_point, scheme)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +133,10 @@ class OneByteCodes:
         if q.zero_point is not None:
             values.append(q.zero_point.to(torch.int8))
         return {part: value.reshape(parts[part][1]) for part, value in zip(parts, values, strict=True)}
+
+    def fixed(self, name: str, shape: Shape, scheme: Scheme) -> dict[str, Tensor]:
+        """None."""
+        return {}
 
     def decode(self, name: str, scheme: Scheme, shape: Shape, read: Read) -> QTensor:
         """Read the parts of `name` back."""
@@ -166,6 +177,10 @@ class PackedFp4:
         module = module_of(name)
         return {f"{module}.weight_packed": pack(q.codes, 4), f"{module}.weight_scale": stored_scale(q.scale)}
 
+    def fixed(self, name: str, shape: Shape, scheme: Scheme) -> dict[str, Tensor]:
+        """None."""
+        return {}
+
     def decode(self, name: str, scheme: Scheme, shape: Shape, read: Read) -> QTensor:
         """Read the parts of `name` back; each of the 16 codes is a value."""
         parts = self.tensors(name, shape, scheme)
@@ -173,16 +188,6 @@ class PackedFp4:
         codes = unpack(read_as(read, packed, *parts[packed]), 4, shape[1])
         scale = checked_scale(scale_name, read_as(read, scale_name, *parts[scale_name]), scheme.scale_format)
         return QTensor(codes, scale, None, scheme)
-
-
-def _from_lowest(codes: Tensor, scheme: Scheme) -> Tensor:
-    assert isinstance(scheme.format, IntegerFormat)
-    return (codes.to(torch.int16) - scheme.format.qmin).to(torch.uint8)
-
-
-def _to_signed(codes: Tensor, scheme: Scheme) -> Tensor:
-    assert isinstance(scheme.format, IntegerFormat)
-    return codes.to(torch.int16) + scheme.format.qmin
 
 
 def _require_range(name: str, codes: Tensor, fmt: IntegerFormat) -> None:

@@ -36,8 +36,9 @@ from halfbin.formats.checks import (
     stored_scale,
     stored_scale_dtype,
 )
+from halfbin.formats.codes import counted_from_zero, lowest_code
 from halfbin.formats.layout import Infos, Parts, Read, Shape, Stored
-from halfbin.numerics import Format, IntegerFormat
+from halfbin.numerics import Format
 from halfbin.packing.bits import pack, packed_size, unpack
 from halfbin.tensor import QTensor, Scheme, parse_scheme, scale_shape
 
@@ -79,13 +80,17 @@ class HalfbinLayout:
         """The parts of `q`."""
         fmt = q.scheme.format
         parts = {
-            name: torch.empty(0, dtype=torch.uint8),
-            f"{name}.codes": pack(_from_lowest(q.codes, fmt), fmt.bits),
+            **self.fixed(name, q.shape, q.scheme),
+            f"{name}.codes": pack(q.codes, fmt.bits, lowest=lowest_code(fmt)),
             f"{name}.scale": stored_scale(q.scale),
         }
         if q.zero_point is not None:
-            parts[f"{name}.zero_point"] = pack(_from_lowest(q.zero_point, fmt), fmt.bits)
+            parts[f"{name}.zero_point"] = pack(q.zero_point.to(fmt.code_dtype), fmt.bits, lowest=lowest_code(fmt))
         return parts
+
+    def fixed(self, name: str, shape: Shape, scheme: Scheme) -> dict[str, Tensor]:
+        """The place holder."""
+        return {name: torch.empty(0, dtype=torch.uint8)}
 
     def decode(self, name: str, scheme: Scheme, shape: Shape, read: Read) -> QTensor:
         """Read the parts of `name` back."""
@@ -125,12 +130,6 @@ def _packed_shape(shape: Shape, fmt: Format) -> Shape:
     return (*shape[:-1], packed_size(shape[-1], fmt.bits))
 
 
-def _from_lowest(codes: Tensor, fmt: Format) -> Tensor:
-    if isinstance(fmt, IntegerFormat) and fmt.qmin != 0:
-        return (codes.to(torch.int16) - fmt.qmin).to(torch.uint8)
-    return codes.to(torch.uint8)
-
-
 def _unpacked(name: str, shape: Shape, fmt: Format, parts: Parts, read: Read) -> Tensor:
     """Codes of `code_dtype` and `shape`, checked to be codes of the format."""
     packed = read_as(read, name, *parts[name])
@@ -139,9 +138,7 @@ def _unpacked(name: str, shape: Shape, fmt: Format, parts: Parts, read: Read) ->
         raise FormatError(f"tensor {name!r}: the bits after a row's last code are not zero; the file is damaged")
     codes = unpack(packed, fmt.bits, shape[-1])
     require_codes(name, codes, fmt)
-    if isinstance(fmt, IntegerFormat):
-        return (codes.to(torch.int16) + fmt.qmin).to(fmt.code_dtype)
-    return codes
+    return counted_from_zero(codes, fmt)
 
 
 def _entries(config: Mapping[str, object]) -> dict[str, object]:

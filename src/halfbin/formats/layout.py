@@ -20,6 +20,8 @@ Shape: TypeAlias = tuple[int, ...]
 Parts: TypeAlias = dict[str, tuple[torch.dtype, Shape]]
 Read: TypeAlias = Callable[[str], Tensor]
 
+ROWS_ALIGNED = 32  # codes that run down a column fill whole 32-bit words after so many rows, whatever their width
+
 
 class PartInfo(Protocol):
     """What a checkpoint's header says of a stored tensor."""
@@ -46,7 +48,15 @@ class WeightCodec(Protocol):
         ...
 
     def encode(self, name: str, q: QTensor) -> dict[str, Tensor]:
-        """The parts, contiguous, as `tensors` announced them."""
+        """The parts, contiguous, as `tensors` announced them.
+
+        When q holds some rows of a weight, these are the same rows of its parts, but for those that `fixed` gives. The
+        rows must begin at a multiple of ROWS_ALIGNED and of the tile's height.
+        """
+        ...
+
+    def fixed(self, name: str, shape: Shape, scheme: Scheme) -> dict[str, Tensor]:
+        """The parts that follow from shape and scheme alone; most codecs have none."""
         ...
 
     def decode(self, name: str, scheme: Scheme, shape: Shape, read: Read) -> QTensor:
@@ -80,7 +90,8 @@ class WeightLayout(WeightCodec, Protocol):
         """Why this layout, or its clients, cannot hold such a tensor, and what to do instead; None: it can.
 
         Args:
-          module_class: class of the module that owns the tensor, such as "Linear"; "" when it has none of its own.
+          module_class: class of the module that owns the tensor, such as "Linear"; "Expert" for one expert's matrix that is
+            merged with others on loading; "" when the tensor has no module of its own.
           shape: the tensor's shape as stored.
           scheme: what it would be rounded to.
         """

@@ -48,6 +48,10 @@ class PlainLayout:
             )
         return {name: w_hat.contiguous()}
 
+    def fixed(self, name: str, shape: Shape, scheme: Scheme) -> dict[str, Tensor]:
+        """None."""
+        return {}
+
     def decode(self, name: str, scheme: Scheme, shape: Shape, read: Read) -> QTensor:
         """Not possible: the codes are gone."""
         raise FormatError(f"tensor {name!r} is stored dequantized; its codes cannot be read: read it as a plain tensor")

@@ -2,11 +2,13 @@
 
 The plain code in `numerics` makes a pass over main memory for every step: is it finite, least, greatest, divide, round,
 clip, convert. Here a piece of some rows is taken through all steps before the next one is touched, in one buffer, so
-that the weights are read twice and the codes written once. The arithmetic of an element is the same operation for
+that the weights are read once and the codes written once. The arithmetic of an element is the same operation for
 operation, hence the same bits, whatever the piece and the number of threads.
 
-    x      [num_rows, n]       bfloat16, float16 or float32, contiguous rows
-    scale  [num_rows, tiles]   tiles = ceil(n / size): the last tile of a row may be shorter
+    x           [num_rows, n]       bfloat16, float16 or float32, contiguous rows
+    scale       [num_rows, tiles]   tiles = ceil(n / size): the last tile of a row may be shorter
+    zero_point  [num_rows, tiles]   integers, or None for 0
+    codes       [num_rows, n]
 
 Large tensors are worked on by `torch.get_num_threads()` threads; see `threads.py` for why they are not torch's own.
 """
@@ -37,71 +39,44 @@ def refuses(x: Tensor) -> str | None:
     return None if x.numel() else f"the tensor has no elements: {list(x.shape)}"
 
 
-def extremes(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The least and the greatest element of every tile: float32 [num_rows, tiles] each.
-
-    A NaN makes both NaN and an infinity one of them infinite: to look at these is to look at all of `x`.
-    """
-    x = x.detach()
-    shape = (x.shape[0], -(-x.shape[1] // size))
-    minimum, maximum = torch.empty(shape), torch.empty(shape)
-
-    def look(piece: Piece, numbers: Tensor) -> None:
-        torch.amin(numbers, 2, out=minimum[piece.rows, piece.tiles])
-        torch.amax(numbers, 2, out=maximum[piece.rows, piece.tiles])
-
-    _for_each_piece(x, size, look)
-    return minimum, maximum
+Fit = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
+"""From the least and the greatest element of tiles, float32 of any shape, to their scales and zero points."""
 
 
-def round_to_integers(
-    x: Tensor, scale: Tensor, zero_point: Tensor | None, size: int, *, qmin: int, qmax: int
-) -> Tensor:
-    """clip(round(x / scale) + zero_point, qmin, qmax), half to even.
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """How elements in steps, x / scale, become codes."""
 
-    Args:
-      x: finite, shaped as above.
-      scale: float32 > 0.
-      zero_point: integers shaped like scale, or None for 0.
-      size: elements in a tile.
-      qmin: smallest code; below 0 the codes are int8, else uint8.
-      qmax: largest code.
+    dtype: torch.dtype
+    encode: Callable[[Tensor, Tensor | None], Tensor]
+    """Steps, float32 [rows, tiles, size], changed at will, and zero points [rows, tiles, 1]; to codes, perhaps as floats."""
 
-    Returns:
-      int8 or uint8 [num_rows, n].
-    """
-    zeros = None if zero_point is None else zero_point.detach().to(torch.float32)
 
-    def encode(piece: Piece, steps: Tensor) -> Tensor:
+def to_integers(qmin: int, qmax: int, dtype: torch.dtype) -> Encoder:
+    """clip(round(steps) + zero_point, qmin, qmax), half to even, as int8 or uint8."""
+
+    def encode(steps: Tensor, zeros: Tensor | None) -> Tensor:
         steps.round_()
         if zeros is not None:
-            steps.add_(zeros[piece.rows, piece.tiles, None])
+            steps.add_(zeros)
         return steps.clamp_(qmin, qmax)
 
-    return _encoded(x, scale, size, torch.int8 if qmin < 0 else torch.uint8, encode)
+    return Encoder(dtype, encode)
 
 
-def round_to_fp8_e4m3(x: Tensor, scale: Tensor, size: int) -> Tensor:
-    """Bit patterns of x / scale in OFP8 e4m3, half to even, beyond 448 clipped to it: uint8 [num_rows, n].
+def to_fp8_e4m3() -> Encoder:
+    """Values in OFP8 e4m3, half to even, beyond 448 clipped to it.
 
     torch's own cast does the rounding; it makes NaN of what lies far outside, hence the clipping before.
     """
-    codes = _encoded(x, scale, size, torch.float8_e4m3fn, lambda piece, steps: steps.clamp_(-448.0, 448.0))
-    return codes.view(torch.uint8)
+    return Encoder(torch.float8_e4m3fn, lambda steps, zeros: steps.clamp_(-448.0, 448.0))
 
 
-def round_to_table(x: Tensor, scale: Tensor, size: int, boundaries: Tensor) -> Tensor:
-    """How many `boundaries` lie below x / scale: uint8 [num_rows, n], the index of the nearest value in a table.
-
-    Args:
-      x: finite, shaped as above.
-      scale: float32 > 0.
-      size: elements in a tile.
-      boundaries: float32, rising, one between each two neighbours of the table. x / scale on a boundary is below it.
-    """
+def to_table(boundaries: Tensor) -> Encoder:
+    """How many `boundaries`, float32 and rising, lie below the steps: the index of the nearest value in a table, as uint8."""
     edges = boundaries.tolist()
 
-    def encode(piece: Piece, steps: Tensor) -> Tensor:
+    def encode(steps: Tensor, zeros: Tensor | None) -> Tensor:
         # A comparison for each boundary, vectorised, takes a tenth of the time of torch.bucketize's search.
         codes = torch.zeros(steps.shape, dtype=torch.uint8)
         above = torch.empty(steps.shape, dtype=torch.bool)
@@ -109,7 +84,60 @@ def round_to_table(x: Tensor, scale: Tensor, size: int, boundaries: Tensor) -> T
             codes.add_(torch.gt(steps, edge, out=above).view(torch.uint8))
         return codes
 
-    return _encoded(x, scale, size, torch.uint8, encode)
+    return Encoder(torch.uint8, encode)
+
+
+def round_rows(x: Tensor, scale: Tensor, zero_point: Tensor | None, size: int, encoder: Encoder) -> Tensor:
+    """Codes of finite `x` under given scales > 0 of any float type."""
+    scale = scale.detach().to(torch.float32)
+    codes = torch.empty(x.shape, dtype=encoder.dtype)
+
+    def work(piece: Piece, numbers: Tensor) -> None:
+        zeros = None if zero_point is None else zero_point[piece.rows, piece.tiles, None]
+        _encode(codes, piece, numbers, scale[piece.rows, piece.tiles, None], zeros, encoder)
+
+    for_each_piece(x.detach(), size, work)
+    return codes
+
+
+def fit_and_round_rows(
+    x: Tensor, size: int, fit: Fit, scale_dtype: torch.dtype, encoder: Encoder
+) -> tuple[Tensor, Tensor, Tensor | None] | None:
+    """Codes, scales of `scale_dtype` and zero points, int32, that `fit` gives for the range of every tile.
+
+    None when an element is NaN or infinite.
+    """
+    shape = (x.shape[0], -(-x.shape[1] // size))
+    codes = torch.empty(x.shape, dtype=encoder.dtype)
+    scale = torch.empty(shape, dtype=scale_dtype)
+    zero_point = torch.zeros(shape, dtype=torch.int32)
+    odd: list[Piece] = []  # with elements that are not finite
+    without: list[Piece] = []  # without zero points
+
+    def work(piece: Piece, numbers: Tensor) -> None:
+        least, greatest = torch.amin(numbers, 2, keepdim=True), torch.amax(numbers, 2, keepdim=True)
+        # A NaN makes both NaN, and an infinity one of them infinite.
+        if odd or not bool((torch.isfinite(least) & torch.isfinite(greatest)).all()):
+            odd.append(piece)
+            return
+        scales, zeros = fit(least, greatest)
+        scale[piece.rows, piece.tiles] = scales.squeeze(2)
+        if zeros is None:
+            without.append(piece)
+        else:
+            zero_point[piece.rows, piece.tiles] = zeros.squeeze(2)
+        _encode(codes, piece, numbers, scales.to(torch.float32), zeros, encoder)
+
+    for_each_piece(x.detach(), size, work)
+    return None if odd else (codes, scale, None if without else zero_point)
+
+
+def _encode(
+    codes: Tensor, piece: Piece, numbers: Tensor, scale: Tensor, zeros: Tensor | None, encoder: Encoder
+) -> None:
+    # A division, not a product with the inverse: that would move some ties and some neighbours of ties.
+    steps = encoder.encode(numbers.div_(scale), zeros)
+    codes[piece.rows, piece.columns].copy_(steps.flatten(1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,24 +155,11 @@ class Piece:
         return len(range(self.rows.start, self.rows.stop)) * len(range(self.columns.start, self.columns.stop))
 
 
-def _encoded(
-    x: Tensor, scale: Tensor, size: int, dtype: torch.dtype, encode: Callable[[Piece, Tensor], Tensor]
-) -> Tensor:
-    """Codes [num_rows, n] of `dtype`: `encode` turns a piece's x / scale, [rows, tiles, size], into them."""
-    x, scale = x.detach(), scale.detach()
-    codes = torch.empty(x.shape, dtype=dtype)
+def for_each_piece(x: Tensor, size: int, work: Callable[[Piece, Tensor], None]) -> None:
+    """Cut `x`, shaped as above, and call `work`, from several threads, with each piece and its elements.
 
-    def fill(piece: Piece, numbers: Tensor) -> None:
-        # A division, not a product with the inverse: that would move some ties and some neighbours of ties.
-        numbers.div_(scale[piece.rows, piece.tiles, None])
-        codes[piece.rows, piece.columns].copy_(encode(piece, numbers).flatten(1))
-
-    _for_each_piece(x, size, fill)
-    return codes
-
-
-def _for_each_piece(x: Tensor, size: int, work: Callable[[Piece, Tensor], None]) -> None:
-    """Call `work` with every piece and its elements, float32 [rows, tiles, size], in a buffer that is its own meanwhile."""
+    The elements are float32 [rows, tiles, size], in a buffer that is the piece's own until `work` returns.
+    """
     pieces = list(_cut(x.shape[0], x.shape[1], size, PIECE))
 
     def share(some: Sequence[Piece]) -> None:

@@ -12,5 +12,8 @@ from halfbin.tensor.qtensor import QTensor
 from halfbin.tensor.scheme import Scheme
 
 METHODS: dict[str, Callable[[Tensor, Scheme], QTensor]] = {"rtn": rtn, "hqq": hqq}
+TILEWISE = frozenset(
+    {"rtn", "hqq"}
+)  # these look at no other tile, so rows of whole tiles may be given one after the other
 
-__all__ = ["METHODS", "hqq", "rtn"]
+__all__ = ["METHODS", "TILEWISE", "hqq", "rtn"]

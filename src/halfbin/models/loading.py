@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import loguru
 import torch
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
@@ -24,6 +25,10 @@ class LazyTensor:
 
     def __getitem__(self, index: Any) -> Tensor:
         return self._read()[index]
+
+
+# Wrong shapes too are told in the loading info, by name, instead of being raised without one.
+TELL: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 
 
 def load_weights(skeleton: Skeleton, *, dtype: torch.dtype = torch.float32, directory: Path | None = None) -> nn.Module:
@@ -57,11 +62,23 @@ def load_state(skeleton: Skeleton, weights: Mapping[str, Any], *, dtype: torch.d
     """
     with _quietly():
         loaded, info = skeleton.model_class.from_pretrained(
-            None, config=skeleton.config, state_dict=dict(weights), dtype=dtype, output_loading_info=True
+            None, config=skeleton.config, state_dict=dict(weights), dtype=dtype, **TELL
         )
-    require_complete(info, skeleton.path)
+    require_complete(info, loaded, skeleton.path)
     model: nn.Module = loaded.eval()
     return model
+
+
+def check_as_client(skeleton: Skeleton, directory: Path) -> None:
+    """Let plain transformers go through the loading of a directory on no memory: every tensor must find its place.
+
+    Shapes are not looked at: without data, compressed-tensors guesses those of unpacked weights.
+
+    Raises:
+      ModelError: it does not load, or a tensor is missing or left over.
+    """
+    loaded, info = _load_as_client(skeleton, directory, {"device_map": "meta"})
+    require_complete(dict(info) | {"mismatched_keys": ()}, loaded, directory)
 
 
 def load_as_client(skeleton: Skeleton, directory: Path, *, dtype: torch.dtype | None = None) -> nn.Module:
@@ -75,42 +92,70 @@ def load_as_client(skeleton: Skeleton, directory: Path, *, dtype: torch.dtype | 
     Raises:
       ModelError: it does not load, or not all of its weights fit.
     """
-    options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+    loaded, info = _load_as_client(skeleton, directory, {} if dtype is None else {"dtype": dtype})
+    require_complete(info, loaded, directory)
+    return loaded.eval()
+
+
+def _load_as_client(
+    skeleton: Skeleton, directory: Path, options: Mapping[str, Any]
+) -> tuple[nn.Module, Mapping[str, Any]]:
     try:
         with _quietly():
-            loaded, info = skeleton.model_class.from_pretrained(
-                str(directory), local_files_only=True, output_loading_info=True, **options
+            found: tuple[nn.Module, Mapping[str, Any]] = skeleton.model_class.from_pretrained(
+                str(directory), local_files_only=True, **TELL, **options
             )
     except Exception as error:  # whatever a client raises, the file did not load
         raise ModelError(f"transformers cannot load {directory}: {type(error).__name__}: {error}") from error
-    require_complete(info, directory)
-    model: nn.Module = loaded.eval()
-    return model
+    return found
 
 
-def require_complete(loading_info: Mapping[str, Any], directory: Path) -> None:
-    """Refuse a model that did not find all its weights, or left some over.
+def require_complete(loading_info: Mapping[str, Any], model: nn.Module, directory: Path) -> None:
+    """Refuse a model that did not find all its weights, or left some over that belong to it.
+
+    What belongs to no part of the model may be left over: the head of another task, as in the original BERT, or a constant
+    that the model computes itself, as old files hold them. A tensor for a module that is there, or for a layer more than the
+    configuration counts, may not.
 
     Raises:
       ModelError: names what is missing, unexpected or of the wrong shape.
     """
     problems = []
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-        found = sorted(map(str, loading_info.get(kind) or ()))
+        found = sorted(str(key) for key in loading_info.get(kind) or ())
+        if kind == "unexpected_keys":
+            found = [key for key in found if _belongs(model, key)]
         if found:
             more = f" and {len(found) - 5} more" if len(found) > 5 else ""
             problems.append(f"{kind.replace('_', ' ')}: {', '.join(found[:5])}{more}")
     if problems:
-        raise ModelError(f"{directory} does not fill its model: {'; '.join(problems)}")
+        raise ModelError(
+            f"{directory} does not fill its model ({type(model).__name__}): {'; '.join(problems)}; "
+            "its config.json and its weights may come from different models"
+        )
+
+
+def _belongs(model: nn.Module, key: str) -> bool:
+    """Whether a leftover tensor speaks of a part that `model` has, or should have one more of."""
+    *path, last = key.split(".")
+    module = model
+    for part in path:
+        inside = dict(module.named_children())
+        if part not in inside:
+            return isinstance(module, nn.ModuleList) or not inside
+        module = inside[part]
+    return last not in module._buffers
 
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Without transformers' own progress bars; progress is the caller's to show."""
+    """Without the libraries' own progress bars and remarks; progress is the caller's to show, and outcomes are checked."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
+    loguru.logger.disable("compressed_tensors")
     try:
         yield
     finally:
+        loguru.logger.enable("compressed_tensors")
         if shown:
             transformers_logging.enable_progress_bar()

@@ -4,12 +4,12 @@ A site is named as on disk. What it is comes from the module that its tensor is 
 
     linear       nn.Linear, or transformers' Conv1D (stored transposed, [in, out])
     expert       a weight that is merged into, or already is, a parameter with one matrix per expert
-    router       a linear whose outputs are as many as the experts that stand beside it
+    router       the matrix that scores the experts beside it, or the gate of the one that all tokens share
     head         the linear that gives the logits; tied when the embedding's tensor serves for it
-    embedding    nn.Embedding
+    embedding    nn.Embedding: of tokens, positions, types, relative distances
     convolution  nn.Conv1d, nn.Conv2d, nn.Conv3d and their transposed forms
 
-Everything else (norms, biases, position tables, state-space parameters) is no site and is copied as it is.
+Everything else (norms, biases, tables that are bare parameters, state-space parameters) is no site and is copied as it is.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from typing import Protocol
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from transformers.pytorch_utils import Conv1D
 
 from halfbin.models.skeleton import Skeleton, Target, targets
+from halfbin.models.structure import Structure
 
 
 class StoredTensor(Protocol):
@@ -61,8 +62,10 @@ class Site:
     shape: tuple[int, ...]  # as stored
     dtype: torch.dtype
     role: str  # "linear", "expert", "router", "head", "embedding" or "convolution"
-    module_class: str  # "Linear", "Conv1D", "Embedding", "Conv2d"; "" when the tensor has no module of its own
-    transposed: bool = False  # stored [in_features, out_features]
+    # "Linear", "Conv1D", "Embedding", "Conv2d"; "Expert" for a matrix that is merged into a stack when it is loaded; "" for
+    # any other tensor without a module of its own
+    module_class: str
+    transposed: bool = False  # stored [in_features, out_features], for experts [experts, in_features, out_features]
     tied: bool = False  # the output head shares this tensor
 
     @property
@@ -76,8 +79,8 @@ class Site:
 
 def find_sites(skeleton: Skeleton, weights: Weights) -> tuple[Site, ...]:
     """The sites of a model, in the order of the checkpoint."""
-    modules = dict(skeleton.model.named_modules())
-    structure = _Structure(skeleton.model)
+    modules = dict(skeleton.model.named_modules(remove_duplicate=False))
+    structure = Structure(skeleton.model)
     found = []
     for name, target in targets(skeleton, weights.names).items():
         info = weights.info(name)
@@ -90,84 +93,47 @@ def find_sites(skeleton: Skeleton, weights: Weights) -> tuple[Site, ...]:
 
 
 def _site(
-    name: str, info: StoredTensor, target: Target, modules: dict[str, nn.Module], structure: _Structure
+    name: str, info: StoredTensor, target: Target, modules: dict[str, nn.Module], structure: Structure
 ) -> Site | None:
     owner_name, _, parameter = target.parameter.rpartition(".")
     owner = modules.get(owner_name)
-    site_name = name.removesuffix(".weight")
-    if owner is None:
+    role = None if owner is None else _role(target, owner, parameter, structure)
+    if owner is None or role is None:
         return None
-    weight = getattr(owner, parameter, None)
-    merged = isinstance(weight, nn.Parameter) and weight.ndim == 3 and not isinstance(owner, _ConvNd)
-    if merged and len(info.shape) in (2, 3):
-        return Site(site_name, name, tuple(info.shape), info.dtype, "expert", "")
-    if parameter != "weight" or not isinstance(owner, nn.Linear | nn.Embedding | _ConvNd | Conv1D):
-        return None
-    role = structure.role(owner_name, owner)
     return Site(
-        site_name,
+        name.removesuffix(".weight"),
         name,
         tuple(info.shape),
         info.dtype,
         role,
-        _module_class(owner) if target.unchanged else "",
-        transposed=isinstance(owner, Conv1D),
-        tied=structure.tied and role in ("embedding", "head"),
+        _module_class(owner, target, info, role),
+        transposed=isinstance(owner, Conv1D | _ConvTransposeNd)
+        or (role == "expert" and len(info.shape) == 3 and bool(getattr(owner, "is_transposed", False))),
+        tied=parameter == "weight" and structure.ties(owner),
     )
 
 
-def _module_class(module: nn.Module) -> str:
+def _role(target: Target, owner: nn.Module, parameter: str, structure: Structure) -> str | None:
+    """The role of the tensor that becomes a part or the whole of `owner`'s parameter; None where it is no site."""
+    if target.parameter in structure.routers:
+        return "router"
+    if target.parameter in structure.experts:
+        return "expert"
+    if parameter == "weight" and isinstance(owner, nn.Linear | nn.Embedding | _ConvNd | Conv1D):
+        return structure.role(owner)
+    weight = getattr(owner, parameter, None)
+    # Matrices that are merged into a stack are an expert each, whatever routes to them.
+    merged = not target.unchanged and isinstance(weight, nn.Parameter) and weight.ndim == 3
+    return "expert" if merged else None
+
+
+def _module_class(owner: nn.Module, target: Target, info: StoredTensor, role: str) -> str:
     """The class as runtimes know it: a subclass of nn.Linear counts as one."""
+    if role == "expert":
+        return "Expert" if len(info.shape) == 2 and not target.unchanged else ""
+    if not target.unchanged:
+        return ""
     for base in (nn.Linear, nn.Embedding, Conv1D):
-        if isinstance(module, base):
+        if isinstance(owner, base):
             return base.__name__
-    return type(module).__name__
-
-
-class _Structure:
-    """What the module tree tells about roles."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.head = _called(model, "get_output_embeddings")
-        inputs = _called(model, "get_input_embeddings")
-        config = getattr(model, "config", None)
-        self.tied = bool(getattr(config, "tie_word_embeddings", False)) and self.head is not None and inputs is not None
-
-    def role(self, name: str, module: nn.Module) -> str:
-        """The role of a linear, an embedding or a convolution."""
-        if isinstance(module, nn.Embedding):
-            return "embedding"
-        if isinstance(module, _ConvNd):
-            return "convolution"
-        if module is self.head:
-            return "head"
-        return "router" if self._routes(name, module) else "linear"
-
-    def _routes(self, name: str, module: nn.Module) -> bool:
-        """Whether as many experts stand beside this linear as it has outputs."""
-        outputs = getattr(module, "out_features", 0)
-        if outputs < 2 or not name:
-            return False
-        parent = self.model.get_submodule(name.rpartition(".")[0])
-        return any(_num_experts(sibling) == outputs for sibling in parent.children() if sibling is not module)
-
-
-def _num_experts(module: nn.Module) -> int:
-    """How many alike experts a module holds: as a list of modules, or as one parameter with a matrix for each."""
-    if isinstance(module, nn.ModuleList):
-        alike = {type(child) for child in module}
-        return len(module) if len(alike) == 1 and not any(isinstance(child, nn.Linear) for child in module) else 0
-    stacked = [p.shape[0] for p in module.parameters(recurse=False) if p.ndim == 3]
-    if stacked and not isinstance(module, _ConvNd):
-        return stacked[0]
-    return max((_num_experts(child) for child in module.children() if isinstance(child, nn.ModuleList)), default=0)
-
-
-def _called(model: nn.Module, method: str) -> nn.Module | None:
-    """What `model.method()` gives, None where the model has no such thing."""
-    try:
-        found = getattr(model, method)()
-    except (AttributeError, NotImplementedError):
-        return None
-    return found if isinstance(found, nn.Module) else None
+    return type(owner).__name__

@@ -16,7 +16,7 @@ import torch
 import transformers
 from torch import nn
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
 from halfbin.errors import ModelError
 
@@ -48,9 +48,16 @@ class Skeleton:
         return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
     @property
+    def reads_text(self) -> bool:
+        """Whether token ids are all that the model needs: no picture, no sound, no second text for a decoder."""
+        main = getattr(self.model, "main_input_name", "input_ids")
+        return main == "input_ids" and not getattr(self.config, "is_encoder_decoder", False)
+
+    @property
     def generates(self) -> bool:
-        """Whether the model predicts the next token, so that perplexity means something."""
-        return "ForCausalLM" in self.model_class.__name__ or bool(getattr(self.model, "can_generate", bool)())
+        """Whether the model predicts the next token from those before, so that perplexity means something."""
+        predicts = "ForCausalLM" in self.model_class.__name__ or bool(getattr(self.model, "can_generate", bool)())
+        return predicts and self.reads_text
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -84,21 +91,22 @@ def open_skeleton(directory: Path, *, trust_remote_code: bool = False) -> Skelet
       ModelError: no such model class, or the model needs its own code.
     """
     raw = read_config(directory)
-    named = (raw.get("architectures") or [None])[0]
-    known = isinstance(named, str) and hasattr(transformers, named)
-    if raw.get("auto_map") and not known and not trust_remote_code:
+    named = _named_class(raw)
+    brought = raw.get("auto_map")
+    if brought and named is None and not trust_remote_code:
+        files = ", ".join(map(str, brought.values() if isinstance(brought, dict) else [brought]))
         raise ModelError(
-            f"{directory.name} needs its own Python code ({', '.join(map(str, raw['auto_map'].values()))}), which halfbin "
+            f"{directory.name} needs its own Python code ({files}), which halfbin "
             "does not run unasked; read that code, then pass --trust-remote-code if you trust it"
         )
-    use_remote = trust_remote_code and not known
+    use_remote = trust_remote_code and named is None
     try:
         config = transformers.AutoConfig.from_pretrained(
             str(directory), local_files_only=True, trust_remote_code=use_remote
         )
         config = _without_quantization(config)
         with torch.device("meta"):
-            model = _build(config, named if known else None, use_remote)
+            model = _build(config, named, use_remote)
     except Exception as error:  # transformers raises whatever a config's values lead to
         raise ModelError(
             f"{directory / 'config.json'} does not describe a model that transformers {transformers.__version__} can "
@@ -109,15 +117,23 @@ def open_skeleton(directory: Path, *, trust_remote_code: bool = False) -> Skelet
 
 def _without_quantization(config: Any) -> Any:
     """The config of the float model; a quantized checkpoint's tensors are joined back by `formats`, not by transformers."""
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
+    for part in (config, getattr(config, "text_config", None)):
+        if part is not None and hasattr(part, "quantization_config"):
+            del part.quantization_config
     return config
 
 
-def _build(config: Any, class_name: str | None, trust_remote_code: bool) -> nn.Module:
-    if class_name is not None:
-        model: nn.Module = getattr(transformers, class_name)(config)
-        return model
+def _named_class(raw: dict[str, Any]) -> type[nn.Module] | None:
+    """The transformers class that a config names first; None where transformers has no model of that name."""
+    named = raw.get("architectures")
+    first = named[0] if isinstance(named, list) and named else None
+    found = getattr(transformers, first, None) if isinstance(first, str) else None
+    return found if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel) else None
+
+
+def _build(config: Any, named: type[nn.Module] | None, trust_remote_code: bool) -> nn.Module:
+    if named is not None:
+        return named(config)
     remote = getattr(config, "auto_map", None) or {}
     mapping = transformers.AutoModelForCausalLM._model_mapping
     causal = type(config) in mapping or "AutoModelForCausalLM" in remote
@@ -142,10 +158,13 @@ def targets(skeleton: Skeleton, names: Iterable[str]) -> dict[str, Target]:
     converters = [t for t in transforms if isinstance(t, WeightConverter)]
     prefix = getattr(model, "base_model_prefix", None)
     state = model.state_dict()
+    names = list(names)
     found = {}
-    for name in names:
+    for name in sorted(
+        names, key=dot_natural_key
+    ):  # as transformers does: some renamings wait for a name that tells them
         parameter, pattern = rename_source_key(name, renamings, converters, prefix, state)
         if parameter not in state and name in state:  # renamed in vain: transformers then takes the name as it is
             parameter, pattern = rename_source_key(name, [], [], prefix, state)
         found[name] = Target(parameter, unchanged=pattern is None)
-    return found
+    return {name: found[name] for name in names}

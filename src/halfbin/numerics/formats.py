@@ -152,7 +152,7 @@ class FloatFormat:
 
     def decode(self, codes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Bit patterns of any shape to their values."""
-        return _decode_table(self, dtype)[codes.to(torch.int32)]
+        return _look_up(_decode_table(self).to(codes.device, dtype), codes)
 
     def value_of(self, code: int) -> float:
         """The value of one bit pattern."""
@@ -213,20 +213,20 @@ class TableFormat:
 
     def decode(self, codes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Indices of any shape to their values."""
-        return torch.tensor(self.table, dtype=dtype, device=codes.device)[codes.to(torch.int32)]
+        return _look_up(torch.tensor(self.table, dtype=dtype, device=codes.device), codes)
 
 
 Format: TypeAlias = IntegerFormat | FloatFormat | TableFormat
 
 
 @functools.cache
-def _decode_table_cpu(fmt: FloatFormat) -> Tensor:
+def _decode_table(fmt: FloatFormat) -> Tensor:
     return torch.tensor([fmt.value_of(code) for code in range(2**fmt.bits)], dtype=torch.float64)
 
 
-def _decode_table(fmt: FloatFormat, dtype: torch.dtype) -> Tensor:
-    table: Tensor = _decode_table_cpu(fmt)
-    return table.to(dtype)
+def _look_up(table: Tensor, codes: Tensor) -> Tensor:
+    """table[codes]; `index_select` takes a quarter of the time of indexing."""
+    return table.index_select(0, codes.flatten().to(torch.int32)).view(codes.shape)
 
 
 INT2, INT3, INT4, INT5, INT6, INT7, INT8 = (

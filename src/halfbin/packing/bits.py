@@ -6,23 +6,28 @@ the stream, so codes of 3, 5, 6 and 7 bits straddle bytes. The row's last byte i
     byte 0                    byte 1                    byte 2
     c2c2 c1c1c1 c0c0c0        c5 c4c4c4 c3c3c3 c2       c7c7c7 c6c6c6 c5c5
 
-Here: checks, and tiles that keep temporaries small. The bits move in `folding.py`, or `plain.py` on big-endian machines.
+Here: checks, and tiles that keep temporaries small and give each thread its share. The bits move in `folding.py`, or
+`plain.py` on big-endian machines.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from halfbin.errors import SchemeError
+from halfbin.kernels.threads import in_threads
 from halfbin.packing import folding, plain
 
 TILE_CODES = 1 << 18  # temporaries of a tile stay in the second-level cache
 WORD_BYTES = 4
+
+Tile: TypeAlias = tuple[slice, slice]  # rows and columns
 
 _mover = folding if sys.byteorder == "little" else plain
 
@@ -35,12 +40,13 @@ def packed_size(num_codes: int, bits: int) -> int:
     return -(-num_codes * bits // 8)
 
 
-def pack(codes: Tensor, bits: int) -> Tensor:
+def pack(codes: Tensor, bits: int, *, lowest: int = 0) -> Tensor:
     """Pack codes row by row.
 
     Args:
-      codes: uint8 [..., n], each below 2**bits.
+      codes: uint8 or int8 [..., n], each in lowest <= code < lowest + 2**bits.
       bits: 1 to 8.
+      lowest: the code that is stored as 0: `qmin` of a signed format.
 
     Returns:
       uint8 [..., packed_size(n, bits)], on the device of `codes`.
@@ -49,7 +55,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
       SchemeError: a code needs more bits; names the first one.
     """
     _require_codes(codes, bits)
-    return _packed(codes, bits, packed_size(codes.shape[-1], bits))
+    return _packed(codes, bits, lowest, packed_size(codes.shape[-1], bits))
 
 
 def unpack(packed: Tensor, bits: int, num_codes: int) -> Tensor:
@@ -68,12 +74,12 @@ def unpack(packed: Tensor, bits: int, num_codes: int) -> Tensor:
     return _unpacked(packed, bits, num_codes)
 
 
-def pack_words(codes: Tensor, bits: int) -> Tensor:
-    """The same stream in rows of whole little-endian 32-bit words: int32 [..., ceil(n * bits / 32)]."""
+def pack_words(codes: Tensor, bits: int, *, lowest: int = 0) -> Tensor:
+    """The stream of `pack` in rows of whole little-endian 32-bit words: int32 [..., ceil(n * bits / 32)]."""
     _require_little_endian()
     _require_codes(codes, bits)
     words = _packed_words(codes.shape[-1], bits)
-    stream = _packed(codes, bits, words * WORD_BYTES)
+    stream = _packed(codes, bits, lowest, words * WORD_BYTES)
     return stream.view(torch.int32) if words else stream.to(torch.int32)
 
 
@@ -86,30 +92,51 @@ def unpack_words(words: Tensor, bits: int, num_codes: int) -> Tensor:
     return _unpacked(stream, bits, num_codes)
 
 
-def _packed(codes: Tensor, bits: int, size: int) -> Tensor:
+def _packed(codes: Tensor, bits: int, lowest: int, size: int) -> Tensor:
     """The stream of each row, filled up with zeros to `size` bytes."""
     rows = _as_rows(codes)
     packed = torch.empty(rows.shape[0], size, dtype=torch.uint8, device=codes.device)
     packed[:, packed_size(rows.shape[1], bits) :] = 0
-    for row, column in _tiles(rows):
-        first, last = column.start * bits // 8, packed_size(column.stop, bits)
-        tile = _filled(rows[row, column], plain.BLOCK)
-        packed[row, first:last] = _mover.pack_blocks(tile, bits)[:, : last - first]
+
+    def work(share: Sequence[Tile]) -> None:
+        for row, column in share:
+            first, last = column.start * bits // 8, packed_size(column.stop, bits)
+            # Bytes wrap around: -8 is 248, and 248 - 248 is 0.
+            tile = rows[row, column].view(torch.uint8) - lowest % 256
+            if bits < 8 and tile.numel() and int(tile.max()) >= 1 << bits:
+                raise _too_wide(codes, bits, lowest)
+            blocks = _mover.pack_blocks(_filled(tile, plain.BLOCK), bits)
+            packed[row, first:last] = blocks[:, : last - first]
+
+    in_threads(list(_tiles(rows)), work)
     return packed.view(*codes.shape[:-1], size)
+
+
+def _too_wide(codes: Tensor, bits: int, lowest: int) -> SchemeError:
+    counted = codes.view(torch.uint8) - lowest % 256
+    first = tuple(torch.nonzero(counted >= 1 << bits)[0].tolist())
+    return SchemeError(
+        f"code {int(codes[first])} at {list(first)} does not fit into {bits} bits, {lowest} to {lowest + (1 << bits) - 1}; "
+        "state the lowest code, or pack wider"
+    )
 
 
 def _unpacked(stream: Tensor, bits: int, num_codes: int) -> Tensor:
     """The first `num_codes` codes of each row, whatever follows them."""
     rows = _as_rows(stream)
     codes = torch.empty(rows.shape[0], num_codes, dtype=torch.uint8, device=stream.device)
-    for row, column in _tiles(codes):
-        first, last = column.start * bits // 8, packed_size(column.stop, bits)
-        tile = _filled(rows[row, first:last], bits)
-        codes[row, column] = _mover.unpack_blocks(tile, bits)[:, : column.stop - column.start]
+
+    def work(share: Sequence[Tile]) -> None:
+        for row, column in share:
+            first, last = column.start * bits // 8, packed_size(column.stop, bits)
+            tile = _filled(rows[row, first:last], bits)
+            codes[row, column] = _mover.unpack_blocks(tile, bits)[:, : column.stop - column.start]
+
+    in_threads(list(_tiles(codes)), work)
     return codes.view(*stream.shape[:-1], num_codes)
 
 
-def _tiles(codes: Tensor) -> Iterator[tuple[slice, slice]]:
+def _tiles(codes: Tensor) -> Iterator[Tile]:
     """Rows and columns of tiles of at most about TILE_CODES codes; columns start at whole blocks, hence at whole bytes."""
     num_rows, num_columns = codes.shape
     width = max(1, min(num_columns, TILE_CODES))
@@ -146,14 +173,8 @@ def _require_width(bits: int) -> None:
 
 def _require_codes(codes: Tensor, bits: int) -> None:
     _require_width(bits)
-    if codes.dtype != torch.uint8 or codes.ndim == 0:
-        raise SchemeError(f"codes must be uint8 [..., n] to be packed, got {codes.dtype} {list(codes.shape)}")
-    if codes.numel() and int(codes.max()) >= 1 << bits:
-        first = tuple(torch.nonzero(codes >= 1 << bits)[0].tolist())
-        raise SchemeError(
-            f"code {int(codes[first])} at {list(first)} does not fit into {bits} bits (0 to {(1 << bits) - 1}); "
-            "subtract qmin first, or pack wider"
-        )
+    if codes.dtype not in (torch.uint8, torch.int8) or codes.ndim == 0:
+        raise SchemeError(f"codes must be uint8 or int8 [..., n] to be packed, got {codes.dtype} {list(codes.shape)}")
 
 
 def _require_stream(stream: Tensor, dtype: torch.dtype, size: int, expected: str) -> None:

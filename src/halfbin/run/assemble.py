@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import halfbin
-from halfbin.evaluate import Comparison, TensorError
-from halfbin.plan import Plan, SitePlan
+from halfbin.evaluation import Comparison, TensorError
+from halfbin.planning import Plan, SitePlan
 from halfbin.run.execute import Written
 from halfbin.run.measure import Measured
 from halfbin.run.report import (

@@ -1,11 +1,11 @@
-"""Carry a plan out: read, round, write, one tensor at a time, so that memory does not grow with the model."""
+"""Carry a plan out: read, round and write a few rows at a time, so that memory does not grow with the model."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import shutil
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +15,23 @@ import torch
 from torch import Tensor, nn
 
 from halfbin.errors import DataError, FormatError, HalfbinError
-from halfbin.evaluate.layers import TensorError, weight_error
+from halfbin.evaluation.layers import TensorError, rounding_sums
 from halfbin.formats.checkpoint import Checkpoint, open_checkpoint
 from halfbin.formats.safetensors import SafetensorsWriter
+from halfbin.kernels.errors import ErrorSums
+from halfbin.kernels.threads import in_order
 from halfbin.models import targets
-from halfbin.plan import Plan, SitePlan
-from halfbin.plan.plan import num_bytes
-from halfbin.plan.recipe import rounding
-from halfbin.tensor.qtensor import dequantize, require_finite
+from halfbin.planning import Plan, SitePlan
+from halfbin.planning.plan import num_bytes
+from halfbin.planning.recipe import rounding
+from halfbin.run.laps import Laps
+from halfbin.run.slabs import SLAB_BYTES, SlabWriter, checksum, read_slab, row_step, slabs
+from halfbin.tensor.qtensor import require_finite
 from halfbin.tensor.scheme import Scheme
 
 SHARD_BYTES_MAX = 5 * 10**9  # what transformers and the hub cut at
 WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".index.json", ".py")
+IN_FLIGHT_BYTES = 4 * 2 * SLAB_BYTES  # a slab in the making for each of a few threads, and some that wait to be written
 CARRIED_BYTES_MAX = 200 * 2**20  # a tokenizer has a few MB
 
 Specs = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
@@ -34,10 +39,13 @@ Specs = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What was written: each rounded tensor's error by its name on disk, and the files."""
+    """What was written: each rounded tensor's error by its name on disk, the files, and where the time went."""
 
     errors: Mapping[str, TensorError]
     files: tuple[str, ...]
+    # Reading, rounding (and packing) and comparing go on in several threads at once, and are the sum of theirs;
+    # writing and reading back follow the clock.
+    seconds: Mapping[str, float]
 
 
 def execute(
@@ -57,7 +65,7 @@ def execute(
       directory: an empty directory.
       device: where weights are rounded.
       shard_bytes: the largest weight file, unless one tensor alone is larger.
-      on_step: called with (input bytes done, input bytes in all) after each tensor.
+      on_step: called with (input bytes done, input bytes in all) after each slab of rows.
 
     Raises:
       DataError: a weight holds NaN or infinity, or overflows a 16-bit cast; names the tensor.
@@ -65,72 +73,127 @@ def execute(
     """
     pieces = _pieces(plan)
     shards = _shards(pieces, shard_bytes)
-    sites = {s.site.tensor: s for s in plan.sites}
-    errors: dict[str, TensorError] = {}
+    worker = _Worker(plan, checkpoint, device)
+    errors: dict[str, ErrorSums] = {}
     checksums: dict[str, int] = {}
-    done = 0
+    laps, done = Laps(), 0
     for file_name, names in shards.items():
         specs = {part: spec for name in names for part, spec in pieces[name].items()}
         with SafetensorsWriter(directory / file_name, specs, {"format": "pt"}) as writer:
-            for name in names:
-                planned = sites.get(name)
-                if planned is not None and planned.quantized:
-                    parts, errors[name] = _rounded(planned, plan, checkpoint, device)
-                else:
-                    parts = {name: _cast(name, pieces[name][name][0], checkpoint)}
-                for part, tensor in parts.items():
-                    writer.write(part, tensor)
-                    checksums[part] = checksum(tensor)
-                done += checkpoint.info(name).num_bytes
+            output = SlabWriter(writer)
+            tasks = itertools.chain.from_iterable(worker.tasks(name, pieces[name]) for name in names)
+            for task, slab in in_order(tasks, worker.work, num_bytes=_Task.num_bytes, in_flight=IN_FLIGHT_BYTES):
+                with laps.lap("writing"):
+                    output.append(slab.parts)
+                laps.add(slab.laps)
+                if slab.sums is not None:
+                    errors[task.name] = errors.get(task.name, ErrorSums()) + slab.sums
+                done += task.input_bytes
                 if on_step:
                     on_step(done, plan.bytes_before)
+        checksums |= output.checksums
     if len(shards) > 1:
         _write_index(directory, shards, pieces)
     _write_config(plan, directory)
     _carry_over(plan.directory, directory)
-    _read_back(directory, checksums)
-    return Written(errors, tuple(shards))
+    with laps.lap("reading back"):
+        _read_back(directory, checksums)
+    return Written({name: TensorError.of(sums) for name, sums in errors.items()}, tuple(shards), laps.seconds)
 
 
-def checksum(tensor: Tensor) -> int:
-    """A checksum of a tensor's bytes, to compare what was meant with what the disk gives back."""
-    return zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy().data) if tensor.numel() else 0
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """Some rows of one tensor of the input."""
+
+    name: str
+    rows: slice
+    input_bytes: int
+    planned: SitePlan | None  # None: only the type changes, if at all
+    dtype: torch.dtype  # what it is cast to when it is not rounded
+
+    def num_bytes(self) -> int:
+        """Memory while it is worked on and until it is written: the input, codes, what is packed."""
+        return 2 * self.input_bytes
 
 
-def _rounded(
-    planned: SitePlan, plan: Plan, checkpoint: Checkpoint, device: str
-) -> tuple[dict[str, Tensor], TensorError]:
-    """What is written for one quantized site, and how far its weight moved."""
-    assert isinstance(planned.weights, Scheme)
-    name = planned.site.tensor
-    weight = checkpoint.read(name)
-    with _naming(name, weight, checkpoint):
-        q = rounding(planned.method, planned.estimator)(weight.to(device), planned.weights).to("cpu")
-        return plan.layout.encode(name, q), weight_error(weight, dequantize(q))
+@dataclass(frozen=True, slots=True)
+class _Slab:
+    """What becomes of these rows."""
+
+    parts: Mapping[str, Tensor]
+    sums: ErrorSums | None
+    laps: Laps
 
 
-def _cast(name: str, dtype: torch.dtype, checkpoint: Checkpoint) -> Tensor:
-    """A tensor that is not quantized, in the type it is written in."""
-    weight = checkpoint.read(name)
-    if weight.dtype == dtype:
-        return weight
-    with _naming(name, weight, checkpoint):
-        require_finite(weight)
-        cast = weight.to(dtype)
-        if not bool(torch.isfinite(cast).all()):
-            largest = float(weight.abs().max())
-            raise DataError(f"{largest:g} is beyond the range of {dtype}; use bf16, which has float32's range")
+class _Worker:
+    """Reads and rounds slabs of rows; several threads may ask at once."""
+
+    def __init__(self, plan: Plan, checkpoint: Checkpoint, device: str) -> None:
+        self._layout, self._checkpoint, self._device = plan.layout, checkpoint, device
+        self._sites = {s.site.tensor: s for s in plan.sites if s.quantized}
+
+    def tasks(self, name: str, specs: Specs) -> Iterator[_Task]:
+        """One tensor, cut into slabs."""
+        info, planned = self._checkpoint.info(name), self._sites.get(name)
+        step, dtype = 1, info.dtype
+        if planned is None:
+            dtype = specs[name][0]
+        else:
+            assert isinstance(planned.weights, Scheme)
+            step = row_step(planned.method, info.shape, planned.weights.granularity)
+        row_bytes = info.num_bytes // max(1, info.shape[0]) if info.shape else info.num_bytes
+        for rows in slabs(info.shape, step, info.dtype.itemsize):
+            yield _Task(name, rows, row_bytes * (rows.stop - rows.start), planned, dtype)
+
+    def work(self, task: _Task) -> _Slab:
+        """Read the rows and turn them into what will be written."""
+        laps = Laps()
+        with self._naming(task.name):
+            with laps.lap("reading"):
+                weight = read_slab(self._checkpoint, task.name, task.rows)
+            if task.planned is not None:
+                return self._round(task, task.planned, weight, laps)
+            with laps.lap("rounding"):
+                cast = weight if weight.dtype == task.dtype else _cast_in_range(weight, task.dtype)
+            return _Slab({task.name: cast}, None, laps)
+
+    def _round(self, task: _Task, planned: SitePlan, weight: Tensor, laps: Laps) -> _Slab:
+        scheme = planned.weights
+        assert isinstance(scheme, Scheme)
+        with laps.lap("rounding"):
+            q = rounding(planned.method, planned.estimator)(weight.to(self._device), scheme).to("cpu")
+            parts = self._layout.encode(task.name, q)
+            fixed = self._layout.fixed(task.name, planned.site.shape, scheme)
+            kept = {part: rows for part, rows in parts.items() if part not in fixed}
+        with laps.lap("comparing"):
+            sums = rounding_sums(weight, q)
+        return _Slab(kept | fixed if task.rows.start == 0 else kept, sums, laps)
+
+    @contextlib.contextmanager
+    def _naming(self, name: str) -> Iterator[None]:
+        """Add the tensor's name and file to an error on its way out."""
+        try:
+            try:
+                yield
+            except DataError:
+                require_finite(self._checkpoint.read(name))  # counts, and finds the first, in all rows
+                raise
+        except HalfbinError as error:
+            info = self._checkpoint.info(name)
+            error.add_note(
+                f"at tensor {name!r}, {list(info.shape)} {info.dtype}, in {self._checkpoint.file_of(name).name}"
+            )
+            raise
+
+
+def _cast_in_range(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weight in another float type, unless an element leaves its range."""
+    require_finite(weight)
+    cast = weight.to(dtype)
+    if not bool(torch.isfinite(cast).all()):
+        largest = float(weight.abs().max())
+        raise DataError(f"{largest:g} is beyond the range of {dtype}; use bf16, which has float32's range")
     return cast
-
-
-@contextlib.contextmanager
-def _naming(name: str, weight: Tensor, checkpoint: Checkpoint) -> Iterator[None]:
-    """Add the tensor's name and file to an error on its way out."""
-    try:
-        yield
-    except HalfbinError as error:
-        error.add_note(f"at tensor {name!r}, {list(weight.shape)} {weight.dtype}, in {checkpoint.file_of(name).name}")
-        raise
 
 
 def _pieces(plan: Plan) -> dict[str, Specs]:
@@ -189,7 +252,7 @@ def _left_linears(plan: Plan) -> list[str]:
     parameter_of = targets(plan.skeleton, [s.site.tensor for s in plan.sites])
     rounded = {parameter_of[s.site.tensor].parameter.removesuffix(".weight") for s in plan.sites if s.quantized}
     modules = [n for n, m in plan.skeleton.model.named_modules() if isinstance(m, nn.Linear) and n not in rounded]
-    on_disk = [s.site.name for s in plan.sites if not s.quantized and s.site.module_class == "Linear"]
+    on_disk = [s.site.name for s in plan.sites if not s.quantized and s.site.module_class in ("Linear", "Expert")]
     return list(dict.fromkeys([*modules, *on_disk]))
 
 
@@ -218,5 +281,9 @@ def _read_back(directory: Path, checksums: Mapping[str, int]) -> None:
             odd = sorted(set(written.names) ^ set(checksums))
             raise FormatError(f"{directory} read back with other tensors than were written, for example {odd[0]!r}")
         for name, expected in checksums.items():
-            if checksum(written.read(name)) != expected:
+            found = 0
+            info = written.info(name)
+            for rows in slabs(info.shape, 1, info.dtype.itemsize):
+                found = checksum(read_slab(written, name, rows), found)
+            if found != expected:
                 raise FormatError(f"{directory}: tensor {name!r} reads back with other bytes than were written")

@@ -7,10 +7,12 @@ from torch import Tensor
 
 from halfbin.numerics.formats import Format, working
 from halfbin.run.report import Histogram
+from halfbin.run.slabs import row_step, slabs
 from halfbin.tensor.granularity import spread
 from halfbin.tensor.qtensor import QTensor
 
 NUM_BINS = 128
+ITEM_BYTES = 16  # of an element while it is counted: an int64 bin and two floats
 
 
 def weight_histogram(weight: Tensor, q: QTensor, *, num_bins: int = NUM_BINS) -> Histogram:
@@ -22,16 +24,21 @@ def weight_histogram(weight: Tensor, q: QTensor, *, num_bins: int = NUM_BINS) ->
       num_bins: equally wide bins, reaching half a gap beyond the outermost levels; what lies further out (it was
         clipped) counts in the outermost bin.
     """
-    steps = working(weight) / spread(q.scale.to(working(weight).dtype), q.shape, q.scheme.granularity)
-    if q.zero_point is not None:
-        steps = steps + spread(q.zero_point, q.shape, q.scheme.granularity)
     levels = finite_levels(q.scheme.format)
     low = levels[0] - (levels[1] - levels[0]) / 2
     high = levels[-1] + (levels[-1] - levels[-2]) / 2
-    bins = ((steps.flatten() - low) * (num_bins / (high - low))).floor_().clamp_(0, num_bins - 1)
-    counts = torch.bincount(bins.to(torch.int64), minlength=num_bins)
+    counts = torch.zeros(num_bins, dtype=torch.int64)
+    for rows in slabs(q.shape, row_step("rtn", q.shape, q.scheme.granularity), itemsize=ITEM_BYTES):
+        steps = _in_steps(weight[rows], q.rows(rows.start, rows.stop))
+        bins = ((steps.flatten() - low) * (num_bins / (high - low))).floor_().clamp_(0, num_bins - 1)
+        counts += torch.bincount(bins.to(torch.int64), minlength=num_bins)
     edges = torch.linspace(low, high, num_bins + 1, dtype=torch.float64)
     return Histogram(edges=tuple(edges.tolist()), counts=tuple(counts.tolist()), levels=tuple(levels))
+
+
+def _in_steps(weight: Tensor, q: QTensor) -> Tensor:
+    steps = working(weight) / spread(q.scale.to(working(weight).dtype), q.shape, q.scheme.granularity)
+    return steps if q.zero_point is None else steps + spread(q.zero_point, q.shape, q.scheme.granularity)
 
 
 def finite_levels(fmt: Format) -> list[float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,13 +12,15 @@ from halfbin.errors import LimitError
 from halfbin.formats.checkpoint import Checkpoint, open_checkpoint
 from halfbin.formats.read import layout_named, open_quantized
 from halfbin.models import open_skeleton
-from halfbin.plan import Plan, load_recipe, make_plan
+from halfbin.planning import Plan, load_recipe, make_plan
 from halfbin.run import html
 from halfbin.run.assemble import Finished, assemble
+from halfbin.run.client import settle_client
 from halfbin.run.events import Event, OnEvent
 from halfbin.run.execute import Written, execute
 from halfbin.run.histogram import weight_histogram
-from halfbin.run.measure import Measured, Text, evaluation_text, measure, too_large
+from halfbin.run.laps import Laps
+from halfbin.run.measure import Measured, Text, evaluation_text, measure, too_large, unmeasurable
 from halfbin.run.memory import MemoryPeak
 from halfbin.run.output import REPORT_NAME, OutputDirectory
 from halfbin.run.report import Histogram, Report
@@ -47,13 +48,12 @@ class _Clock:
     """Seconds by stage, in order, and the events that tell of them."""
 
     on_event: OnEvent | None
-    seconds: dict[str, float] = field(default_factory=dict)
+    laps: Laps = field(default_factory=Laps)
 
     @contextlib.contextmanager
     def stage(self, name: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-        started = time.monotonic()
-        yield lambda done, total: self.tell(name, done, total, unit)
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
+        with self.laps.lap(name):
+            yield lambda done, total: self.tell(name, done, total, unit)
 
     def tell(self, stage: str, done: int, total: int, unit: str) -> None:
         if self.on_event:
@@ -93,7 +93,7 @@ def run_job(job: Job, target: Path, on_event: OnEvent | None = None) -> Report:
         OutputDirectory(target, source=plan.directory, force=job.force) as output,
     ):
         finished = _carry_out(job, plan, checkpoint, output.work, text=text, clock=clock)
-        report = assemble(finished, target, seconds=clock.seconds, peak_memory_bytes=peak.bytes)
+        report = assemble(finished, target, seconds=clock.laps.seconds, peak_memory_bytes=peak.bytes)
         report.write(output.work / REPORT_NAME)
         html.write(report, output.work / "report.html")
         output.commit()
@@ -109,8 +109,14 @@ def _carry_out(job: Job, plan: Plan, checkpoint: Checkpoint, work: Path, *, text
     """Write, read back and measure; nothing of it has its final name yet."""
     with clock.stage("quantizing", "bytes") as step:
         written = execute(plan, checkpoint, work, device=job.device, on_step=step)
+    with clock.stage("checking", "models") as step:
+        step(0, 1)
+        settled = settle_client(plan.skeleton, work)
+        step(1, 1)
     measured: Measured | None = None
-    obstacle = too_large(checkpoint.num_parameters) if job.evaluate else "quality was not measured: --no-evaluate"
+    obstacle: str | None = "quality was not measured: --no-evaluate"
+    if job.evaluate:
+        obstacle = unmeasurable(plan.skeleton) or too_large(checkpoint.num_parameters)
     if obstacle is None:
         with clock.stage("evaluating", "windows") as step:
             measured = measure(plan.skeleton, work, text, device=job.device, on_step=step)
@@ -124,7 +130,7 @@ def _carry_out(job: Job, plan: Plan, checkpoint: Checkpoint, work: Path, *, text
         measured=measured,
         text_name=text.name,
         histograms=histograms,
-        warnings=() if obstacle is None else (obstacle,),
+        warnings=tuple(filter(None, (obstacle, settled, measured.rounded_by_client if measured else None))),
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from halfbin import demo
 from halfbin.errors import DataError, FormatError, ModelError
-from halfbin.evaluate import (
+from halfbin.evaluation import (
     Comparison,
     EmbeddingComparison,
     Perplexity,
@@ -27,7 +27,7 @@ from halfbin.evaluate import (
     perplexity,
     tokenize,
 )
-from halfbin.evaluate.logits import evaluating
+from halfbin.evaluation.logits import evaluating
 from halfbin.formats.read import open_quantized
 from halfbin.models import Skeleton, load_as_client, load_weights, targets
 from halfbin.run.memory import available_bytes
@@ -38,6 +38,7 @@ OUTPUT_ERROR_TOKENS = 1024
 SENTENCES = 256
 # Client and halfbin multiply the same weights in the same type; what differs is only how a product is summed up.
 PROOF_TOLERANCE = 1e-4
+PROOF_TOLERANCE_16_BIT = 8 * 2.0**-8  # bfloat16's rounding, a few layers deep
 
 OnStep = Callable[[int, int], None]
 
@@ -103,16 +104,27 @@ class Measured:
     embeddings: EmbeddingComparison | None = None
     default_load: Perplexity | None = None
     output_errors: Mapping[str, TensorError]  # by the tensor's name on disk
+    rounded_by_client: str | None = None  # what the client does not hold to the bit, in words
 
 
 def too_large(num_parameters: int) -> str | None:
     """Why a model cannot be measured on this machine; None when it can."""
-    needed, free = 2 * 4 * num_parameters, available_bytes()
+    needed, free = 3 * 4 * num_parameters, available_bytes()  # the original, the client's, and what proves the client
     if free is None or needed < 0.9 * free:
         return None
     return (
-        f"quality was not measured: both models in float32 take {needed / 2**30:.1f} GiB, "
+        f"quality was not measured: the models in float32 take {needed / 2**30:.1f} GiB, "
         f"{free / 2**30:.1f} GiB are free; run `halfbin evaluate` on a larger machine"
+    )
+
+
+def unmeasurable(skeleton: Skeleton) -> str | None:
+    """Why a text tells nothing about a model; None when it does."""
+    if skeleton.reads_text:
+        return None
+    return (
+        f"quality was not measured: {skeleton.model_class.__name__} needs more than a text (pictures, sound, or a second "
+        "text for its decoder); compare both checkpoints on its own task"
     )
 
 
@@ -139,10 +151,10 @@ def measure(
     """
     original = load_weights(skeleton).to(device)
     client = load_checked(skeleton, directory).to(device)
-    if not skeleton.generates:
-        return _measure_encoder(skeleton, directory, original, client, text)
     windows = windows_of(skeleton, text)
-    prove_client(skeleton, directory, client, windows)
+    rounded = prove_client(skeleton, directory, client, windows)
+    if not skeleton.generates:
+        return _measure_encoder(skeleton, original, client, text, rounded)
     default = skeleton.dtype != torch.float32
     rounds = 2 if default else 1
 
@@ -160,7 +172,13 @@ def measure(
     default_load = (
         perplexity(load_checked(skeleton, directory, None).to(device), windows, on_step=second) if default else None
     )
-    return Measured(definition=windows.describe(), language=comparison, default_load=default_load, output_errors=errors)
+    return Measured(
+        definition=windows.describe(),
+        language=comparison,
+        default_load=default_load,
+        output_errors=errors,
+        rounded_by_client=rounded,
+    )
 
 
 def load_checked(skeleton: Skeleton, directory: Path, dtype: torch.dtype | None = torch.float32) -> nn.Module:
@@ -172,28 +190,63 @@ def load_checked(skeleton: Skeleton, directory: Path, dtype: torch.dtype | None 
     return load_as_client(skeleton, directory, dtype=dtype)
 
 
-def prove_client(skeleton: Skeleton, directory: Path, client: nn.Module, windows: Windows) -> None:
-    """The client's logits must be those of the dequantized weights, within float32 rounding.
+def prove_client(skeleton: Skeleton, directory: Path, client: nn.Module, windows: Windows) -> str | None:
+    """The client must hold the dequantized weights to the bit, and compute their outputs within float32 rounding.
+
+    Some of its loading paths round the dequantized weights to the 16-bit type of their scales. Then it must hold exactly
+    those, and where it also multiplies in that type, its outputs are held to that type's rounding.
+
+    Returns:
+      What it rounded, in words; None: nothing.
 
     Raises:
-      FormatError: they are not.
+      FormatError: it holds or computes something else.
     """
     ids = windows.input_ids(0)[None, :PROOF_TOKENS]
     ours = load_weights(skeleton, directory=directory).to(next(client.parameters()).device)
     with evaluating(client, ours):
-        expected, got = _logits(ours, ids), _logits(client, ids)
+        got = _outputs(client, ids)  # first, as weights may be decompressed on the first call
+        rounded = _adopt_weights(client, ours, directory)
+        expected = _outputs(ours, ids)
     difference, size = float((expected - got).abs().max()), float(expected.abs().max())
-    if not difference <= PROOF_TOLERANCE * size:
+    theirs = _weights(client)
+    narrow = any(theirs[name].dtype != torch.float32 for name in _weights(ours) if name in theirs)
+    if not difference <= (PROOF_TOLERANCE_16_BIT if narrow else PROOF_TOLERANCE) * size:
         raise FormatError(
-            f"{directory}: transformers computes other logits than the written weights give: they differ by "
+            f"{directory}: transformers computes other outputs than the written weights give: they differ by "
             f"{difference:.3g} where the largest is {size:.3g}; please report this, and use --format halfbin meanwhile"
         )
+    if not rounded:
+        return None
+    return f"transformers rounds {len(rounded)} dequantized weights to 16 bits when it loads them, such as {rounded[0]}"
 
 
-def _logits(model: nn.Module, ids: Tensor) -> Tensor:
+def _adopt_weights(client: nn.Module, ours: nn.Module, directory: Path) -> list[str]:
+    """Take over the weights that the client rounded to 16 bits; their names. Every other one must be ours to the bit."""
+    rounded, theirs = [], _weights(client)
+    for name, weight in ours.named_parameters():
+        found = theirs.get(name)
+        if found is None or torch.equal(found.to(weight.dtype), weight):
+            continue
+        if not any(torch.equal(found.to(t), weight.to(t)) for t in (torch.bfloat16, torch.float16)):
+            raise FormatError(
+                f"{directory}: transformers reads {name!r} as something else than was written; please report this, and use "
+                "--format halfbin meanwhile"
+            )
+        weight.data.copy_(found)
+        rounded.append(name)
+    return rounded
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p.data for name, p in model.named_parameters() if p.is_floating_point()}
+
+
+def _outputs(model: nn.Module, ids: Tensor) -> Tensor:
+    """Logits, or the last hidden state of a model that has none."""
     output = model(input_ids=ids.to(next(model.parameters()).device))
-    logits: Tensor = output.logits.float()
-    return logits
+    found: Tensor = output.logits if hasattr(output, "logits") else output.last_hidden_state
+    return found.float()
 
 
 def _output_errors(
@@ -216,10 +269,13 @@ def _output_errors(
 
 
 def _measure_encoder(
-    skeleton: Skeleton, directory: Path, original: nn.Module, client: nn.Module, text: Text
+    skeleton: Skeleton, original: nn.Module, client: nn.Module, text: Text, rounded: str | None
 ) -> Measured:
     sentences = [line.strip() for line in text.text.splitlines() if len(line.strip()) >= 20][:SENTENCES]
     tokenizer = load_tokenizer(skeleton)
-    embeddings = compare_embeddings(embed(original, tokenizer, sentences), embed(client, tokenizer, sentences))
+    before, after = (
+        getattr(model, "base_model", model) for model in (original, client)
+    )  # without a head for some task
+    embeddings = compare_embeddings(embed(before, tokenizer, sentences), embed(after, tokenizer, sentences))
     definition = f"mean-pooled, L2-normalised embeddings of {len(sentences)} lines of the text, at most 128 tokens each"
-    return Measured(definition=definition, embeddings=embeddings, output_errors={})
+    return Measured(definition=definition, embeddings=embeddings, output_errors={}, rounded_by_client=rounded)

@@ -5,28 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
-from halfbin.models import Site
+from halfbin.models import Site, Structure
 from halfbin.nn.convert import Method, Swap, quantize_module
-from halfbin.plan import load_recipe
-from halfbin.plan.plan import fitted_scheme
-from halfbin.plan.recipe import rounding
+from halfbin.planning import load_recipe
+from halfbin.planning.plan import fitted_scheme
+from halfbin.planning.recipe import rounding
 from halfbin.run.events import Event, OnEvent
 from halfbin.tensor.scheme import Scheme
 
 
 def quantize_in_memory(model: nn.Module, recipe: str | Path, on_event: OnEvent | None = None) -> list[Swap]:
-    """Replace every layer that the recipe's rules reach; embeddings and output heads are reached by their role or full name.
+    """Replace every layer that the recipe's rules reach; embeddings, heads and routers only by their role or full name.
 
     Returns:
       What became of each layer that has a weight.
     """
     rules = load_recipe(recipe)
-    head = _output_head(model)
+    structure = Structure(model)
 
     def decide(name: str, module: nn.Module) -> tuple[Scheme, Method] | None:
-        site = _site(name, module, head)
+        site = _site(name, module, structure)
         rule = rules.rule_for(site)
         if rule is None or not isinstance(rule.weights, Scheme):
             return None
@@ -41,21 +40,8 @@ def quantize_in_memory(model: nn.Module, recipe: str | Path, on_event: OnEvent |
     return quantize_module(model, decide, on_step=on_step)
 
 
-def _site(name: str, module: nn.Module, head: nn.Module | None) -> Site:
+def _site(name: str, module: nn.Module, structure: Structure) -> Site:
     weight = module.get_parameter("weight")
     rows = weight.shape[1] if type(module).__name__ == "Conv1D" else weight.shape[0]
-    role = "linear"
-    if isinstance(module, nn.Embedding):
-        role = "embedding"
-    elif isinstance(module, _ConvNd):
-        role = "convolution"
-    elif module is head:
-        role = "head"
     shape = (rows, weight.numel() // max(rows, 1))
-    return Site(name, f"{name}.weight", shape, weight.dtype, role, type(module).__name__)
-
-
-def _output_head(model: nn.Module) -> nn.Module | None:
-    method = getattr(model, "get_output_embeddings", None)
-    found = method() if callable(method) else None
-    return found if isinstance(found, nn.Module) else None
+    return Site(name, f"{name}.weight", shape, weight.dtype, structure.role(module), type(module).__name__)

@@ -61,6 +61,19 @@ class QTensor:
         zero_point = None if self.zero_point is None else self.zero_point.to(device)
         return QTensor(self.codes.to(device), self.scale.to(device), zero_point, self.scheme)
 
+    def rows(self, start: int, stop: int) -> QTensor:
+        """Rows start <= i < stop of the first dimension, sharing memory.
+
+        Raises:
+          SchemeError: they begin inside a tile that does not reach over all rows.
+        """
+        height = self.scheme.granularity.tile(self.shape)[0]
+        if height < len(self.codes) and start % height:
+            raise SchemeError(f"rows from {start} on begin inside a tile of {height} rows of {self.scheme}")
+        tiles = slice(start // height, -(-stop // height)) if height < len(self.codes) else slice(None)
+        zero_point = None if self.zero_point is None else self.zero_point[tiles]
+        return QTensor(self.codes[start:stop], self.scale[tiles], zero_point, self.scheme)
+
 
 def fit(x: Tensor, scheme: Scheme, estimator: RangeEstimator | None = None) -> tuple[Tensor, Tensor | None]:
     """The scale, as stored, and the zero point of every tile of `x`.
@@ -109,7 +122,13 @@ def quantize(
       SchemeError: the scheme does not fit the shape, a scale came without its zero point, or a zero point is no code.
     """
     rows = rowwise(x, scheme)
-    return _quantize(x, scheme, scale, zero_point, estimator, None if isinstance(rows, str) else rows)
+    if isinstance(rows, str):
+        return _quantize(x, scheme, scale, zero_point, estimator, None)
+    given = scale is not None or zero_point is not None or not isinstance(estimator, MinMax | None)
+    tracked = torch.is_grad_enabled() and x.requires_grad  # the fast loop has no gradient for the scales
+    if not given and not tracked and (found := rows.quantize()):
+        return QTensor(*found, scheme)
+    return _quantize(x, scheme, scale, zero_point, estimator, rows)
 
 
 def quantize_plainly(
@@ -132,11 +151,12 @@ def _quantize(
     estimator: RangeEstimator | None,
     rows: Rowwise | None,
 ) -> QTensor:
-    """Both paths: `rows` is `x` for the fast loops, or None."""
+    """Step by step, with `rows`, which is `x`, for a fast last step, or None."""
     if scale is None:
         if zero_point is not None:
             raise SchemeError("a zero_point was given without the scale it belongs to; pass both or neither")
-        scale, zero_point = _fit_finite(x, scheme, estimator, rows)
+        require_finite(x)
+        scale, zero_point = fit(x, scheme, estimator)
     else:
         require_finite(x)
         _check_given(scale, zero_point, x, scheme)
@@ -173,17 +193,6 @@ def _check_given(scale: Tensor, zero_point: Tensor | None, x: Tensor, scheme: Sc
         raise SchemeError(
             f"zero points from {low} to {high} are no codes of {fmt.name}, {fmt.qmin} to {fmt.qmax}; clip them"
         )
-
-
-def _fit_finite(
-    x: Tensor, scheme: Scheme, estimator: RangeEstimator | None, rows: Rowwise | None
-) -> tuple[Tensor, Tensor | None]:
-    """`fit`, after a look for NaN and infinity. The fast loop knows the whole range only, and no gradient."""
-    tracked = torch.is_grad_enabled() and x.requires_grad
-    if rows and not tracked and isinstance(estimator, MinMax | None) and (fitted := rows.fit()):
-        return fitted
-    require_finite(x)
-    return fit(x, scheme, estimator)
 
 
 def _encode(x: Tensor, scheme: Scheme, scale: Tensor, zero_point: Tensor | None) -> Tensor:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from halfbin.kernels import rounding
-from halfbin.numerics.formats import FP8_E4M3, IntegerFormat, TableFormat
+from halfbin.kernels.errors import ErrorSums, error_sums
+from halfbin.numerics.formats import FP8_E4M3, Format, IntegerFormat, TableFormat
 from halfbin.tensor.granularity import scale_shape
 from halfbin.tensor.scheme import Scheme
 
@@ -26,26 +27,39 @@ class Rowwise:
     shape: tuple[int, ...]  # of the tensor
     scheme: Scheme
 
-    def fit(self) -> tuple[Tensor, Tensor | None] | None:
-        """The scales and zero points that cover each tile, as `tensor.fit` gives them; None when not all is finite."""
-        minimum, maximum = rounding.extremes(self.rows, self.size)
-        if not bool((torch.isfinite(minimum) & torch.isfinite(maximum)).all()):
+    def quantize(self) -> tuple[Tensor, Tensor, Tensor | None] | None:
+        """Codes, scales and zero points that cover the whole range of each tile; None when not all is finite."""
+        found = rounding.fit_and_round_rows(
+            self.rows, self.size, self.scheme.grid.params, self.scheme.scale_format.dtype, _encoder(self.scheme.format)
+        )
+        if found is None:
             return None
+        codes, scale, zero_point = found
         shape = scale_shape(self.shape, self.scheme.granularity)
-        return self.scheme.grid.params(minimum.view(shape), maximum.view(shape))
+        return self._codes(codes), scale.view(shape), None if zero_point is None else zero_point.view(shape)
 
     def encode(self, scale: Tensor, zero_point: Tensor | None) -> Tensor:
         """Codes shaped as the tensor; scale and zero_point as `QTensor` holds them."""
-        fmt, shape = self.scheme.format, (self.rows.shape[0], -1)
-        steps = scale.to(torch.float32).reshape(shape)
-        if isinstance(fmt, IntegerFormat):
-            zeros = None if zero_point is None else zero_point.reshape(shape)
-            codes = rounding.round_to_integers(self.rows, steps, zeros, self.size, qmin=fmt.qmin, qmax=fmt.qmax)
-        elif isinstance(fmt, TableFormat):
-            codes = rounding.round_to_table(self.rows, steps, self.size, _boundaries(fmt))
-        else:
-            codes = rounding.round_to_fp8_e4m3(self.rows, steps, self.size)
-        return codes.view(self.shape)
+        shape = (self.rows.shape[0], -1)
+        zeros = None if zero_point is None else zero_point.reshape(shape)
+        encoder = _encoder(self.scheme.format)
+        return self._codes(rounding.round_rows(self.rows, scale.reshape(shape), zeros, self.size, encoder))
+
+    def _codes(self, codes: Tensor) -> Tensor:
+        return codes.view(self.scheme.format.code_dtype).view(self.shape)
+
+    def error_sums(self, codes: Tensor, scale: Tensor, zero_point: Tensor | None) -> ErrorSums:
+        """How far what these codes stand for, in float32, lies from the tensor."""
+        shape = (self.rows.shape[0], -1)
+        zeros = None if zero_point is None else zero_point.reshape(shape)
+        return error_sums(
+            self.rows,
+            codes.reshape(self.rows.shape),
+            scale.to(torch.float32).reshape(shape),
+            zeros,
+            self.size,
+            decode=self.scheme.format.decode,
+        )
 
 
 def rowwise(x: Tensor, scheme: Scheme) -> Rowwise | str:
@@ -64,9 +78,18 @@ def rowwise(x: Tensor, scheme: Scheme) -> Rowwise | str:
     return rounding.refuses(rows) or Rowwise(rows, tile[axis] * inner, shape, scheme)
 
 
+def _encoder(fmt: Format) -> rounding.Encoder:
+    if isinstance(fmt, IntegerFormat):
+        return rounding.to_integers(fmt.qmin, fmt.qmax, fmt.code_dtype)
+    return rounding.to_table(_boundaries(fmt)) if isinstance(fmt, TableFormat) else rounding.to_fp8_e4m3()
+
+
 def _boundaries(fmt: TableFormat) -> Tensor:
-    """Where the nearest value changes, float32; a tie belongs to the even code, so it lies above the boundary of an odd one."""
+    """The largest float32 that still belongs to the lower of each two neighbours; a tie belongs to the even code."""
     values = torch.tensor(fmt.table, dtype=torch.float64)
-    midpoints = ((values[1:] + values[:-1]) / 2).to(torch.float32)
-    below = torch.nextafter(midpoints, torch.full_like(midpoints, -torch.inf))
-    return torch.where(torch.arange(len(midpoints)) % 2 == 1, below, midpoints)
+    midpoints = (values[1:] + values[:-1]) / 2
+    nearest = midpoints.to(torch.float32)
+    down = torch.full_like(nearest, -torch.inf)
+    largest = torch.where(nearest > midpoints, torch.nextafter(nearest, down), nearest)
+    upper_wins_tie = (torch.arange(len(midpoints)) % 2 == 1) & (largest == midpoints)
+    return torch.where(upper_wins_tie, torch.nextafter(largest, down), largest)

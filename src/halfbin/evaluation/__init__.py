@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from halfbin.evaluate.compare import Comparison, Spread, compare
-from halfbin.evaluate.embeddings import EmbeddingComparison, compare_embeddings, embed, similarity, spearman
-from halfbin.evaluate.layers import TensorError, output_errors, weight_error
-from halfbin.evaluate.perplexity import Perplexity, perplexity
-from halfbin.evaluate.text import Tokens, tokenize
-from halfbin.evaluate.windows import Batch, Windows, cut, default_context
+from halfbin.evaluation.compare import Comparison, Spread, compare
+from halfbin.evaluation.embeddings import EmbeddingComparison, compare_embeddings, embed, similarity, spearman
+from halfbin.evaluation.layers import TensorError, output_errors, weight_error
+from halfbin.evaluation.perplexity import Perplexity, perplexity
+from halfbin.evaluation.text import Tokens, tokenize
+from halfbin.evaluation.windows import Batch, Windows, cut, default_context
 
 __all__ = [
     "Batch",

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch.distributions import Categorical, kl_divergence
 
-from evaluate.fake_models import Bigram, random_bigram, random_tokens, tiny_llama
+from evaluation.fake_models import Bigram, random_bigram, random_tokens, tiny_llama
 from halfbin.errors import ModelError
-from halfbin.evaluate import logits
-from halfbin.evaluate.compare import Spread, compare, token_kl
-from halfbin.evaluate.perplexity import perplexity
-from halfbin.evaluate.windows import cut
+from halfbin.evaluation import logits
+from halfbin.evaluation.compare import Spread, compare, token_kl
+from halfbin.evaluation.perplexity import perplexity
+from halfbin.evaluation.windows import cut
 
 WINDOWS = cut(random_tokens(60, 50), context=9, bos=0)
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from evaluate.fake_models import random_tokens, tiny_llama
+from evaluation.fake_models import random_tokens, tiny_llama
 from halfbin.errors import DataError
-from halfbin.evaluate.layers import TensorError, output_errors, weight_error
-from halfbin.evaluate.windows import cut
+from halfbin.evaluation.layers import TensorError, output_errors, weight_error
+from halfbin.evaluation.windows import cut
 
 WINDOWS = cut(random_tokens(40, 50), context=9, bos=0)
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from halfbin.errors import ModelError
-from halfbin.evaluate.logits import LogitSource, embedded_vocabulary, evaluating, position_chunks, windows_at_once
-from halfbin.evaluate.perplexity import OnStep, Perplexity, token_nll
-from halfbin.evaluate.windows import Batch, Windows
+from halfbin.evaluation.logits import LogitSource, embedded_vocabulary, evaluating, position_chunks, windows_at_once
+from halfbin.evaluation.perplexity import OnStep, Perplexity, token_nll
+from halfbin.evaluation.windows import Batch, Windows
 
 
 @dataclass(frozen=True, slots=True)

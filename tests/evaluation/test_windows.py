@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from halfbin.errors import DataError
-from halfbin.evaluate.windows import Windows, cut, default_context
+from halfbin.evaluation.windows import Windows, cut, default_context
 
 BOS = 99
 

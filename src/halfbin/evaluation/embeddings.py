@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from halfbin.errors import DataError, ModelError
-from halfbin.evaluate.logits import evaluating
-from halfbin.evaluate.perplexity import OnStep
-from halfbin.evaluate.text import Tokenizer
+from halfbin.evaluation.logits import evaluating
+from halfbin.evaluation.perplexity import OnStep
+from halfbin.evaluation.text import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM, BertModel, T5Config, T5ForConditionalGeneration
 
-from evaluate.fake_models import Bigram, random_bigram, random_tokens, tiny_llama
+from evaluation.fake_models import Bigram, random_bigram, random_tokens, tiny_llama
 from halfbin.errors import DataError, ModelError
-from halfbin.evaluate import logits
-from halfbin.evaluate.perplexity import perplexity
-from halfbin.evaluate.windows import Windows, cut
+from halfbin.evaluation import logits
+from halfbin.evaluation.perplexity import perplexity
+from halfbin.evaluation.windows import Windows, cut
 
 CUTS = [
     pytest.param(9, None, 0, id="bos"),

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from halfbin.errors import ModelError
-from halfbin.evaluate.logits import LogitSource, evaluating, position_chunks, windows_at_once
-from halfbin.evaluate.windows import Batch, Windows
+from halfbin.evaluation.logits import LogitSource, evaluating, position_chunks, windows_at_once
+from halfbin.evaluation.windows import Batch, Windows
 
 OnStep = Callable[[int, int], None]
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from halfbin.errors import DataError
-from halfbin.evaluate.text import tokenize
+from halfbin.evaluation.text import tokenize
 
 
 class Characters:

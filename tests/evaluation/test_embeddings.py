@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from halfbin.errors import DataError, ModelError
-from halfbin.evaluate.embeddings import compare_embeddings, embed, mean_ranks, similarity, spearman
+from halfbin.evaluation.embeddings import compare_embeddings, embed, mean_ranks, similarity, spearman
 
 
 class Encoder(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,13 +12,14 @@ from typing import Any
 
 import torch
 
-from halfbin.errors import SchemeError
+from halfbin.errors import ModelError, RecipeError, SchemeError, did_you_mean
 from halfbin.formats.checkpoint import Checkpoint
 from halfbin.formats.layout import WeightLayout
-from halfbin.models import Site, Skeleton, find_sites
+from halfbin.models import Site, Skeleton, find_sites, read_config
+from halfbin.numerics.formats import IntegerFormat
 from halfbin.numerics.scales import ScaleFormat
-from halfbin.plan.recipe import PROTECTED_ROLES, Recipe, Rule, Weights
-from halfbin.tensor.granularity import PerChannel, PerGroup, PerToken, transposed
+from halfbin.planning.recipe import PROTECTED_ROLES, Recipe, Rule, Weights
+from halfbin.tensor.granularity import Granularity, PerBlock, PerChannel, PerGroup, PerTensor, PerToken, transposed
 from halfbin.tensor.scheme import Scheme
 
 TensorShapes = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
@@ -84,7 +86,8 @@ class Plan:
     @property
     def peak_memory_bytes(self) -> int:
         """What the largest tensor needs while it is read, rounded and packed, above the interpreter with its imports."""
-        return max((_working_bytes(s) for s in self.sites), default=0)
+        copied = (2 * num_bytes(*spec) for spec in self.others.values())  # as read, and as cast
+        return max((*(_working_bytes(s) for s in self.sites), *copied), default=0)
 
     @property
     def schemes(self) -> dict[str, Scheme]:
@@ -108,9 +111,17 @@ def make_plan(skeleton: Skeleton, checkpoint: Checkpoint, recipe: Recipe, layout
     """Resolve `recipe` on a model; every decision comes with its reason.
 
     Raises:
-      SchemeError: a group size does not divide a site and the recipe's remainder is "refuse".
+      ModelError: the model is quantized already.
+      RecipeError: a rule names sites that the model does not have, or leaves experts as the layout's clients cannot read them.
+      SchemeError: a group size does not divide a site and the recipe's remainder is "refuse", or the layout cannot hold the
+        recipe's schemes side by side.
     """
-    sites = tuple(_plan_site(site, recipe, layout) for site in find_sites(skeleton, checkpoint))
+    _require_float(skeleton)
+    found = find_sites(skeleton, checkpoint)
+    _require_met(recipe, found)
+    sites = tuple(_plan_site(site, recipe, layout) for site in found)
+    _require_readable_experts(sites, layout)
+    layout.config({s.site.tensor: (s.weights, s.site.shape) for s in sites if isinstance(s.weights, Scheme)}, ())
     at_sites = {s.site.tensor for s in sites}
     others = {}
     for name in checkpoint.names:
@@ -124,6 +135,44 @@ def make_plan(skeleton: Skeleton, checkpoint: Checkpoint, recipe: Recipe, layout
 def num_bytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
     """Bytes of a dense tensor."""
     return dtype.itemsize * math.prod(shape)
+
+
+def _require_float(skeleton: Skeleton) -> None:
+    """Codes are no weights to round: what is quantized already would be copied as it is, and its config thrown away."""
+    config = read_config(skeleton.path)
+    text = config.get("text_config")
+    how = config.get("quantization_config") or (text.get("quantization_config") if isinstance(text, dict) else None)
+    if how:
+        method = how.get("quant_method") if isinstance(how, dict) else how
+        raise ModelError(
+            f"{skeleton.path} is quantized already ({method!s:.80}); start from the float model that it was made from"
+        )
+
+
+def _require_readable_experts(sites: tuple[SitePlan, ...], layout: WeightLayout) -> None:
+    """transformers takes experts that it merges for quantized with integers as soon as anything is; see the layout."""
+    integers = any(isinstance(s.weights, Scheme) and isinstance(s.weights.format, IntegerFormat) for s in sites)
+    floating = next((s for s in sites if s.site.module_class == "Expert" and not s.quantized), None)
+    if layout.name == "compressed-tensors" and integers and floating is not None:
+        raise RecipeError(
+            f"{floating.site.name} would stay in floating point ({floating.reason}) while other sites become integers, and "
+            "transformers cannot load such experts from compressed-tensors: give the experts a symmetric integer scheme too, "
+            "or use --format halfbin"
+        )
+
+
+def _require_met(recipe: Recipe, sites: tuple[Site, ...]) -> None:
+    """A rule for sites of some name must find one; rules for a role, a class or everything are written for any model."""
+    names = [site.name for site in sites]
+    for rule in recipe.rules:
+        if rule.match == "*" or rule.match.startswith(("role:", "class:")) or any(map(rule.fits, sites)):
+            continue
+        passed_by = [name for name in names if fnmatch.fnmatchcase(name, rule.match)]
+        hint = did_you_mean(rule.match, names) if names else "; it has none"
+        if passed_by:
+            role = next(site.role for site in sites if site.name == passed_by[0])
+            hint = f": {passed_by[0]} is protected, name it in full or by role:{role}"
+        raise RecipeError(f"recipe {recipe.name}: the rule {rule.match!r} matches no site of this model{hint:.400}")
 
 
 def _plan_site(site: Site, recipe: Recipe, layout: WeightLayout) -> SitePlan:
@@ -151,7 +200,7 @@ def _decide(site: Site, rule: Rule | None, recipe: Recipe, layout: WeightLayout)
         error.add_note(f"at site {site.name!r}, weight {list(site.shape)} {site.dtype}")
         raise
     refusal = layout.refuses(site.module_class, site.shape, scheme)
-    if refusal is None and site.tied and layout.name != "halfbin":
+    if refusal is None and site.tied and layout.name == "compressed-tensors":
         refusal = "the embedding and the output head share this tensor"
     if refusal is not None:
         return None, f"{layout.name} cannot hold it: {refusal}"
@@ -169,31 +218,52 @@ def fitted_scheme(site: Site, rule: Rule, remainder: str) -> tuple[Scheme, str]:
     if not rule.scale_is_stated:
         stored = site.dtype if site.dtype in (torch.float16, torch.bfloat16) else torch.float32
         scheme = scheme.with_scale(ScaleFormat.of(stored))
-    granularity, remark = scheme.granularity, ""
-    if site.role == "convolution" and not isinstance(granularity, PerChannel) and scheme.group_size is not None:
-        granularity, remark = PerChannel(0), "; a convolution has one scale per output channel"
-    elif len(site.shape) == 3 and isinstance(granularity, PerChannel):
-        granularity = PerToken()  # one scale for each row of every expert's matrix
-    elif site.transposed:
-        granularity = transposed(granularity)
+    granularity, remark = _as_stored(scheme.granularity, site), ""
+    if site.role == "convolution" and scheme.granularity not in (PerChannel(0), PerTensor()):
+        remark = "; a convolution has one scale per output channel"
     if isinstance(granularity, PerGroup) and site.shape[granularity.axis] % granularity.size:
         granularity, remark = _short_group(granularity, site.shape, remainder)
     return dataclasses.replace(scheme, granularity=granularity), remark
 
 
-def _short_group(
-    group: PerGroup, shape: tuple[int, ...], remainder: str
-) -> tuple[PerGroup | PerChannel | PerToken, str]:
+def _as_stored(granularity: Granularity, site: Site) -> Granularity:
+    """The granularity of a matrix [out_features, in_features] for the shape that this site is stored in."""
+    if site.role == "convolution":  # [out, in, ...], or [in, out, ...] where it is transposed
+        return granularity if isinstance(granularity, PerTensor) else PerChannel(int(site.transposed))
+    if len(site.shape) == 3:
+        return _in_stack(granularity, site)
+    return transposed(granularity) if site.transposed else granularity
+
+
+def _in_stack(granularity: Granularity, site: Site) -> Granularity:
+    """The granularity of each matrix of a stack [experts, out, in], or [experts, in, out] where it is transposed."""
+    match granularity:
+        case PerChannel() | PerToken():  # a row of every expert's matrix
+            return PerGroup(site.shape[1], axis=1) if site.transposed else PerToken()
+        case PerGroup(size, -1) if site.transposed:
+            return PerGroup(size, axis=1)
+        case PerBlock(rows, columns) if site.transposed:
+            return PerBlock(columns, rows)
+        case _:
+            return granularity
+
+
+def _short_group(group: PerGroup, shape: tuple[int, ...], remainder: str) -> tuple[Granularity, str]:
     """What becomes of a site whose in_features the group size does not divide."""
     length, size = shape[group.axis], group.size
     short = f"in_features={length} leaves {length % size} columns after groups of {size}"
     if remainder == "tail":
         return group, f"; {short}, which get a scale of their own"
     if remainder == "row":
-        row = PerChannel(1) if group.axis == 0 else PerToken() if len(shape) > 2 else PerChannel(0)
-        return row, f"; {short}, so one scale per row"
+        return _whole_row(group, shape), f"; {short}, so one scale per row"
     divisor = max(d for d in range(1, min(size, length) + 1) if length % d == 0)
     raise SchemeError(f'{short}; try g{divisor}, or remainder = "row" or "tail" in the recipe')
+
+
+def _whole_row(group: PerGroup, shape: tuple[int, ...]) -> Granularity:
+    if len(shape) > 2:
+        return PerToken() if group.axis == -1 else PerGroup(shape[group.axis], axis=group.axis)
+    return PerChannel(1) if group.axis == 0 else PerChannel(0)
 
 
 def _working_bytes(planned: SitePlan) -> int:

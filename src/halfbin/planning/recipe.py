@@ -16,7 +16,8 @@
     method = "hqq"                     # "rtn" unless said otherwise
 
 Embeddings, output heads and routers are protected: a glob with a wildcard passes them by, and only their full name or
-their role ("role:head") reaches them. What no rule matches stays as it is.
+their role ("role:head") reaches them. What no rule matches stays as it is. A rule for a name that no site of the model has
+is an error; "*", roles and classes may find nothing, so that a recipe serves many models.
 
 `remainder` says what happens where group_size does not divide in_features: "tail" gives the last, shorter group a scale of
 its own, "row" gives the whole site one scale per row, "refuse" is an error.
@@ -30,6 +31,7 @@ the result is written unless the user says `--format`: "compressed-tensors", "ha
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import functools
 import importlib.resources
@@ -53,6 +55,7 @@ PROTECTED_ROLES = ("embedding", "head", "router")
 ROLES = ("linear", "expert", "convolution", *PROTECTED_ROLES)
 REMAINDERS = ("tail", "row", "refuse")
 CASTS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+_CAST_NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}  # what others call them
 LAYOUTS = ("compressed-tensors", "halfbin", "safetensors")
 RECIPE_BYTES_MAX = 2**20
 
@@ -106,7 +109,7 @@ def rounding(method: str, estimator: str) -> Callable[[Tensor, Scheme], QTensor]
 
 def preset_names() -> list[str]:
     """The recipes that come with halfbin."""
-    folder = importlib.resources.files("halfbin.plan") / "presets"
+    folder = importlib.resources.files("halfbin.planning") / "presets"
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
@@ -118,7 +121,7 @@ def load_recipe(name_or_file: str | Path) -> Recipe:
     """
     name = str(name_or_file)
     if name in preset_names():
-        text = (importlib.resources.files("halfbin.plan") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
+        text = (importlib.resources.files("halfbin.planning") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
         return parse_recipe(text, source=name)
     path = Path(name_or_file)
     if not path.is_file():
@@ -148,12 +151,12 @@ def parse_recipe(text: str, *, source: str) -> Recipe:
     if not isinstance(rules, list) or not rules:
         raise RecipeError(f"recipe {source}: no [[rule]]; a recipe needs at least one, with match and weights")
     return Recipe(
-        name=str(raw.get("name", source)),
+        name=_text(raw, "name", source, where),
         rules=tuple(_rule(rule, f"recipe {source}, rule {i}") for i, rule in enumerate(rules, start=1)),
         remainder=_choice(raw, "remainder", REMAINDERS, "tail", where),
         layout=_choice(raw, "layout", LAYOUTS, "compressed-tensors", where),
         others=CASTS.get(_choice(raw, "others", ("keep", *CASTS), "keep", where)),
-        description=str(raw.get("description", "")),
+        description=_text(raw, "description", "", where),
     )
 
 
@@ -171,9 +174,15 @@ def _rule(raw: object, where: str) -> Rule:
     method = _choice(raw, "method", tuple(METHODS), "rtn", where)
     if method != "rtn" and "estimator" in raw:
         raise RecipeError(f"{where}: estimator goes with method rtn; {method} chooses its ranges itself: leave it out")
+    target = _weights(weights, where)
+    idle = next((key for key in ("method", "estimator") if key in raw), None)
+    if idle and not isinstance(target, Scheme):
+        raise RecipeError(
+            f"{where}: {idle} = {raw[idle]!r} says how to round, but weights = {weights!r} rounds nothing"
+        )
     return Rule(
         match=match,
-        weights=_weights(weights, where),
+        weights=target,
         scale_is_stated=states_scale(weights),
         method=method,
         estimator=_choice(raw, "estimator", tuple(ESTIMATORS), "minmax", where),
@@ -188,7 +197,16 @@ def _weights(text: str, where: str) -> Weights:
     try:
         return parse_scheme(text)
     except SchemeError as error:
-        raise RecipeError(f"{where}: weights = {text!r}: {error}") from error
+        near = difflib.get_close_matches(text, ["keep", *CASTS, *_CAST_NAMES], n=1)
+        hint = f"; for a cast write {_CAST_NAMES.get(near[0], near[0])!r}" if near else ""
+        raise RecipeError(f"{where}: weights = {text!r}: {error}{hint}") from error
+
+
+def _text(raw: Mapping[str, Any], key: str, default: str, where: str) -> str:
+    value = raw.get(key, default)
+    if not isinstance(value, str):
+        raise RecipeError(f"{where}: {key} = {value!r} must be text")
+    return value
 
 
 def _choice(raw: Mapping[str, Any], key: str, allowed: tuple[str, ...], default: str, where: str) -> str:

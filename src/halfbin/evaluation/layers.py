@@ -18,9 +18,12 @@ from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
 from halfbin.errors import DataError
-from halfbin.evaluate.logits import BATCH_TOKENS, evaluating
-from halfbin.evaluate.perplexity import OnStep
-from halfbin.evaluate.windows import Windows
+from halfbin.evaluation.logits import BATCH_TOKENS, evaluating
+from halfbin.evaluation.perplexity import OnStep
+from halfbin.evaluation.windows import Windows
+from halfbin.kernels.errors import ErrorSums
+from halfbin.tensor.qtensor import QTensor, dequantize
+from halfbin.tensor.rowwise import rowwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,26 +39,13 @@ class TensorError:
     snr_db: float
     max_abs: float
 
-
-@dataclass(slots=True)
-class _Sums:
-    signal: float = 0.0
-    noise: float = 0.0
-    max_abs: float = 0.0
-
-    def add(self, signal: Tensor, noise: Tensor) -> None:
-        if signal.numel() == 0:
-            return
-        self.signal += float(signal.double().square().sum())
-        self.noise += float(noise.double().square().sum())
-        largest = float(noise.abs().max())
-        self.max_abs = largest if math.isnan(largest) else max(self.max_abs, largest)
-
-    def error(self) -> TensorError:
-        if self.noise == 0:
-            return TensorError(0.0, math.inf, self.max_abs)
-        relative = math.sqrt(self.noise / self.signal) if self.signal else math.inf
-        return TensorError(relative, -20 * math.log10(relative) if relative < math.inf else -math.inf, self.max_abs)
+    @classmethod
+    def of(cls, sums: ErrorSums) -> TensorError:
+        """From the sums over all elements."""
+        if sums.noise == 0:
+            return cls(0.0, math.inf, sums.max_abs)
+        relative = math.sqrt(sums.noise / sums.signal) if sums.signal else math.inf
+        return cls(relative, -20 * math.log10(relative) if relative < math.inf else -math.inf, sums.max_abs)
 
 
 def weight_error(weight: Tensor, w_hat: Tensor) -> TensorError:
@@ -70,13 +60,38 @@ def weight_error(weight: Tensor, w_hat: Tensor) -> TensorError:
     """
     if weight.shape != w_hat.shape:
         raise DataError(f"a weight of shape {list(weight.shape)} has no reconstruction of shape {list(w_hat.shape)}")
-    sums = _Sums()
-    original, moved = weight.reshape(-1), w_hat.reshape(-1)
-    # Not all at once: float64 copies of a large embedding are eight times its codes.
+    return TensorError.of(_sums(weight, w_hat))
+
+
+def rounding_sums(weight: Tensor, q: QTensor) -> ErrorSums:
+    """The sums behind the `weight_error` of what `q` stands for in float32; those of a weight's parts may be added.
+
+    Args:
+      weight: float, of the shape of `q`; on the CPU.
+      q: what it was rounded to.
+    """
+    rows = rowwise(weight, q.scheme)
+    return _sums(weight, dequantize(q)) if isinstance(rows, str) else rows.error_sums(q.codes, q.scale, q.zero_point)
+
+
+def _sums(x: Tensor, x_hat: Tensor) -> ErrorSums:
+    """Of two tensors, not all at once: float64 copies of a large embedding are eight times its codes."""
+    sums = ErrorSums()
+    original, moved = x.reshape(-1), x_hat.reshape(-1)
     for begin in range(0, original.numel(), 2**22):
         part = original[begin : begin + 2**22].double()
-        sums.add(part, moved[begin : begin + 2**22].double() - part)
-    return sums.error()
+        sums += _sums_of(part, moved[begin : begin + 2**22].double() - part)
+    return sums
+
+
+def _sums_of(signal: Tensor, noise: Tensor) -> ErrorSums:
+    if signal.numel() == 0:
+        return ErrorSums()
+    return ErrorSums(
+        signal=float(signal.double().square().sum()),
+        noise=float(noise.double().square().sum()),
+        max_abs=float(noise.abs().max()),
+    )
 
 
 def output_errors(
@@ -106,7 +121,7 @@ def output_errors(
     modules = dict(_weighted(model))
     if unknown := set(names or ()) - set(modules):
         raise DataError(f"no module with a weight is called {sorted(unknown)[0]!r}; those there are: {list(modules)}")
-    sums: dict[str, _Sums] = {}
+    sums: dict[str, ErrorSums] = {}
     chosen = [name for name in modules if names is None or name in names]
     handles = [_measure(name, modules[name], w_hat, sums) for name in chosen]
     first = next(model.parameters())
@@ -119,7 +134,7 @@ def output_errors(
     finally:
         for handle in handles:
             handle.remove()
-    return {name: sums[name].error() for name in chosen if name in sums}
+    return {name: TensorError.of(sums[name]) for name in chosen if name in sums}
 
 
 def _weighted(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -129,7 +144,9 @@ def _weighted(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def _measure(name: str, module: nn.Module, w_hat: Callable[[str], Tensor], sums: dict[str, _Sums]) -> RemovableHandle:
+def _measure(
+    name: str, module: nn.Module, w_hat: Callable[[str], Tensor], sums: dict[str, ErrorSums]
+) -> RemovableHandle:
     """Watch a module that is linear in its weight: without a bias its outputs under w_hat - w are the outputs' move."""
 
     inside = False  # the two calls below come by here again
@@ -149,6 +166,6 @@ def _measure(name: str, module: nn.Module, w_hat: Callable[[str], Tensor], sums:
             noise = functional_call(module, {"weight": difference, **zeros}, args, kwargs)
         finally:
             inside = False
-        sums.setdefault(name, _Sums()).add(signal, noise)
+        sums[name] = sums.get(name, ErrorSums()) + _sums_of(signal, noise)
 
     return module.register_forward_hook(hook, with_kwargs=True)

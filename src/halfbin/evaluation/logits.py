@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from halfbin.errors import DataError, ModelError
-from halfbin.evaluate.windows import Batch, Windows
+from halfbin.evaluation.windows import Batch, Windows
 
 CHUNK_BYTES = 32 * 2**20  # float32 logits of one model at a time; log-softmax and comparison need a few times as much
 BATCH_TOKENS = 2048  # read together; more gained nothing on two cores

@@ -1,0 +1,62 @@
+"""A written directory must load in the program it was written for; how it is read is changed where that makes it load."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from halfbin.errors import ModelError
+from halfbin.formats.read import open_quantized
+from halfbin.models import Skeleton, check_as_client
+from halfbin.run.execute import write_json
+
+
+def settle_client(skeleton: Skeleton, directory: Path) -> str | None:
+    """Check that transformers loads `directory`, at no cost in memory; nothing to check for halfbin's own layout.
+
+    Some models' code asks its linears for a float `weight`, which they do not have while their codes are packed. Then
+    transformers is told to dequantize while it loads, if that helps.
+
+    Returns:
+      What had to be changed, in words.
+
+    Raises:
+      ModelError: it does not load either way; the message says what to do.
+    """
+    with open_quantized(directory) as checkpoint:
+        if checkpoint.layout_name == "halfbin":
+            return None
+    try:
+        check_as_client(skeleton, directory)
+        return None
+    except ModelError as error:
+        if not _dequantize_while_loading(directory):
+            raise _hopeless(error) from error
+    try:
+        check_as_client(skeleton, directory)
+    except ModelError as error:
+        raise _hopeless(error) from error
+    return (
+        "this model's code wants float weights while it is loaded, so config.json tells transformers to dequantize them then: "
+        "the file stays small, the model in its memory does not"
+    )
+
+
+def _dequantize_while_loading(directory: Path) -> bool:
+    """Write transformers' own setting for that into config.json, if it is of use: it reads all weights by the first group."""
+    path = directory / "config.json"
+    config: dict[str, Any] = json.loads(path.read_bytes())
+    how = config.get("quantization_config", {})
+    if how.get("dequantize") or len(how.get("config_groups", ())) != 1:
+        return False
+    how["dequantize"] = True
+    write_json(path, config)
+    return True
+
+
+def _hopeless(error: ModelError) -> ModelError:
+    return ModelError(
+        f"{error}; write --format halfbin, which hb.load reads, or use one scheme for the whole model, such as --recipe int8: "
+        "where a model's code wants float weights, transformers dequantizes while it loads, and then knows one scheme only"
+    )

@@ -1,0 +1,74 @@
+"""Some rows of a tensor at a time, so that neither the largest tensor nor the model decides how much memory is needed.
+
+A slab is small for a second reason: memory blocks of this size are used again by the allocator for the next slab, while
+larger ones are fetched from the system page by page each time. For a bf16 weight of 11008 x 4096 at int4 that fetching
+took longer than rounding.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from halfbin.formats.checkpoint import Checkpoint
+from halfbin.formats.layout import ROWS_ALIGNED
+from halfbin.formats.safetensors import SafetensorsWriter
+from halfbin.methods import TILEWISE
+from halfbin.tensor.granularity import Granularity
+
+SLAB_BYTES = 16 * 2**20
+
+
+def slabs(shape: tuple[int, ...], row_step: int, itemsize: int) -> Iterator[slice]:
+    """Rows of a tensor of `shape`, in order, in slices of about SLAB_BYTES that begin at multiples of `row_step`.
+
+    One slice of everything for a tensor without rows.
+    """
+    num_rows = shape[0] if shape else 1
+    row_bytes = max(1, math.prod(shape[1:]) * itemsize)
+    step = max(1, SLAB_BYTES // row_bytes // row_step) * row_step
+    for start in range(0, max(num_rows, 1), step):
+        yield slice(start, min(start + step, num_rows))
+
+
+def row_step(method: str, shape: tuple[int, ...], granularity: Granularity) -> int:
+    """Rows that cannot be told apart when codes are chosen and stored; all of them unless `method` goes tile by tile."""
+    if method not in TILEWISE:
+        return max(1, shape[0])
+    return math.lcm(ROWS_ALIGNED, max(1, granularity.tile(shape)[0]))
+
+
+def read_slab(checkpoint: Checkpoint, name: str, rows: slice) -> Tensor:
+    """These rows of a tensor; a tensor without rows whole."""
+    return checkpoint.read_rows(name, rows.start, rows.stop) if checkpoint.info(name).shape else checkpoint.read(name)
+
+
+class SlabWriter:
+    """Appends rows to announced tensors, and keeps a checksum of each tensor's bytes."""
+
+    def __init__(self, file: SafetensorsWriter) -> None:
+        self._file = file
+        self._rows_written: dict[str, int] = {}
+        self.checksums: dict[str, int] = {}
+
+    def append(self, parts: Mapping[str, Tensor]) -> None:
+        """Write each tensor behind the rows of that name that came before."""
+        for name, tensor in parts.items():
+            if tensor.ndim:
+                start = self._rows_written.get(name, 0)
+                self._file.write_rows(name, start, tensor)
+                self._rows_written[name] = start + len(tensor)
+            else:
+                self._file.write(name, tensor)
+            self.checksums[name] = checksum(tensor, self.checksums.get(name, 0))
+
+
+def checksum(tensor: Tensor, before: int = 0) -> int:
+    """CRC-32 of a tensor's bytes, behind those that gave `before`: to compare what was meant with what the disk gives back."""
+    if tensor.numel() == 0:
+        return before
+    return zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy().data, before)
