@@ -88,7 +88,7 @@ def quantize(
     if output is None:
         raise RecipeError("quantizing a directory needs an output directory; pass output=...")
     job = Job(
-        model=str(model),
+        model=model,
         recipe=recipe,
         layout=format,
         text=None if text is None else Path(text),
@@ -106,7 +106,7 @@ def plan(
     model: str | Path, *, recipe: str | Path = "int4", format: str | None = None, trust_remote_code: bool = False
 ) -> Plan:
     """What `quantize` would do: a scheme, bytes and a reason for every site. Reads headers, no weights."""
-    job = Job(model=str(model), recipe=recipe, layout=format, trust_remote_code=trust_remote_code)
+    job = Job(model=model, recipe=recipe, layout=format, trust_remote_code=trust_remote_code)
     with planned(job) as (found, _):
         return found
 
@@ -140,7 +140,22 @@ def evaluate(
     device: str = "cpu",
     on_event: OnEvent | None = None,
 ) -> Comparison | Perplexity:
-    """Perplexity of one model on a text, or two models side by side with KL and agreement."""
+    """Perplexity of one model on a text, or two models side by side with KL and agreement.
+
+    Both are dequantized to float32 by halfbin's own readers. The result's `definition` says how the text was cut and scored:
+    context, stride, what stands before each window.
+
+    Args:
+      a: the model, or the original one: a directory, or "demo".
+      b: what is held against it.
+      text: a UTF-8 file; the embedded held-out text, 32,768 tokens of it, by default.
+      context: tokens that the model reads at once; what it was made for by default, at most 1024.
+      stride: tokens from one window to the next; windows do not overlap by default.
+      max_tokens: measure on no more than so many tokens.
+      trust_remote_code: run Python code that the directories bring along.
+      device: where to compute: "cpu" or "cuda".
+      on_event: told of progress.
+    """
     return judge(
         model_directory(a),
         None if b is None else model_directory(b),
