@@ -17,13 +17,14 @@ import torch
 from torch import nn
 
 from halfbin.errors import RecipeError
+from halfbin.evaluation import Comparison, Perplexity
 from halfbin.models import load_weights, open_skeleton
 from halfbin.nn.convert import Swap
 from halfbin.planning import Plan
 from halfbin.run.events import OnEvent
 from halfbin.run.inspection import Inspection, inspect_checkpoint
 from halfbin.run.job import Job, model_directory, planned, run_job
-from halfbin.run.judge import Judgement, judge
+from halfbin.run.judge import judge
 from halfbin.run.module import quantize_in_memory
 from halfbin.run.report import Report
 
@@ -87,7 +88,7 @@ def quantize(
     if output is None:
         raise RecipeError("quantizing a directory needs an output directory; pass output=...")
     job = Job(
-        model=str(model),
+        model=model,
         recipe=recipe,
         layout=format,
         text=None if text is None else Path(text),
@@ -105,7 +106,7 @@ def plan(
     model: str | Path, *, recipe: str | Path = "int4", format: str | None = None, trust_remote_code: bool = False
 ) -> Plan:
     """What `quantize` would do: a scheme, bytes and a reason for every site. Reads headers, no weights."""
-    job = Job(model=str(model), recipe=recipe, layout=format, trust_remote_code=trust_remote_code)
+    job = Job(model=model, recipe=recipe, layout=format, trust_remote_code=trust_remote_code)
     with planned(job) as (found, _):
         return found
 
@@ -138,22 +139,22 @@ def evaluate(
     trust_remote_code: bool = False,
     device: str = "cpu",
     on_event: OnEvent | None = None,
-) -> Judgement:
+) -> Comparison | Perplexity:
     """Perplexity of one model on a text, or two models side by side with KL and agreement.
 
+    Both are dequantized to float32 by halfbin's own readers. The result's `definition` says how the text was cut and scored:
+    context, stride, what stands before each window.
+
     Args:
-      a: a directory, or "demo"; with `b`, the original.
-      b: what is held against `a`; both need the same tokenizer.
-      text: a UTF-8 file; the embedded held-out text by default.
-      context: tokens that the model reads at once; what it was made for, at most 1024, by default.
+      a: the model, or the original one: a directory, or "demo".
+      b: what is held against it.
+      text: a UTF-8 file; the embedded held-out text, 32,768 tokens of it, by default.
+      context: tokens that the model reads at once; what it was made for by default, at most 1024.
       stride: tokens from one window to the next; windows do not overlap by default.
-      max_tokens: score no more than so many.
-      trust_remote_code: run Python code that a directory brings along.
+      max_tokens: measure on no more than so many tokens.
+      trust_remote_code: run Python code that the directories bring along.
       device: where to compute: "cpu" or "cuda".
       on_event: told of progress.
-
-    Returns:
-      `found`, a Perplexity or a Comparison, with the definition it was measured by and the text's name.
     """
     return judge(
         model_directory(a),

@@ -63,13 +63,15 @@ def inspect(path: str, **options: Any) -> Any:
 def evaluate(a: str, b: str | None = None, **options: Any) -> Any:
     from halfbin.evaluation import Comparison, Perplexity
     from halfbin.evaluation.compare import Spread
-    from halfbin.run.judge import Judgement
+    from halfbin.evaluation.windows import cut
 
     CALLS.append({"verb": "evaluate", "a": a, "b": b, **options})
     _maybe_fail(a)
-    before, after = Perplexity(4.0, 1.386294, 100), Perplexity(5.0, 1.609438, 100)
-    found = before if b is None else Comparison(before, after, Spread(0.1, 0.05, 0.9, 3.0), 0.84, 100)
-    return Judgement(found, "context 64, windows of 63 tokens without overlap", "words.txt")
+    how = cut(range(100), context=9, stride=4, bos=0).definition
+    before, after = Perplexity(4.0, 1.386294, 100, None, how), Perplexity(5.0, 1.609438, 100, None, how)
+    if b is None:
+        return before
+    return Comparison(before, after, Spread(0.1, 0.05, 0.9, 3.0), 0.84, 100, how)
 
 
 def plan_json(num_layers: int) -> dict[str, Any]:

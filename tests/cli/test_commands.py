@@ -62,10 +62,8 @@ def test_json_of_quantize_is_the_report(invoke: Invoke, tmp_path: Path) -> None:
     [
         pytest.param(["quantize", "m", "--dry-run"], {"output_bytes", "peak_memory_bytes", "sites"}, id="plan"),
         pytest.param(["inspect", "c"], {"inspection_version", "tensors", "bytes", "bits_per_weight"}, id="inspect"),
-        pytest.param(["evaluate", "a"], {"perplexity", "nll", "num_tokens", "definition", "text"}, id="evaluate"),
-        pytest.param(
-            ["evaluate", "a", "b"], {"before", "after", "kl", "top1_agreement", "definition", "text"}, id="compare"
-        ),
+        pytest.param(["evaluate", "a"], {"perplexity", "nll", "num_tokens", "evaluation"}, id="evaluate"),
+        pytest.param(["evaluate", "a", "b"], {"before", "after", "kl", "top1_agreement", "evaluation"}, id="compare"),
     ],
 )
 def test_json_is_one_document(invoke: Invoke, arguments: list[str], keys: set[str]) -> None:
@@ -93,9 +91,24 @@ def test_inspect_shows_codes_and_totals(invoke: Invoke) -> None:
 
 def test_evaluate_shows_both_models(invoke: Invoke) -> None:
     result = invoke("evaluate", "a", "b", "--context", "64", "--stride", "32")
-    for expected in ("4.000", "5.000", "+25.00 %", "0.100", "84.00 %"):
+    for expected in ("4.000", "5.000", "+25.00 %", "0.100", "84.00 %", "the first and the last 4", "float32"):
         assert expected in result.stdout, expected
     assert fake_api.CALLS[0]["context"] == 64 and fake_api.CALLS[0]["stride"] == 32
+
+
+@pytest.mark.parametrize("second", [pytest.param([], id="one model"), pytest.param(["b"], id="two models")])
+def test_json_of_evaluate_says_how_the_text_was_cut(invoke: Invoke, second: list[str]) -> None:
+    result = invoke("evaluate", "a", *second, "--text", "folder/mine.txt", "--json")
+    found = json.loads(result.stdout)["evaluation"]
+    assert found.pop("definition").startswith("context 9, windows of 8 tokens that begin every 4, BOS (token 0) before")
+    assert found == {
+        "text": "mine.txt", "num_tokens": 100, "dtype": "float32", "context": 9, "stride": 4, "bos": 0
+    }  # fmt: skip
+
+
+def test_a_plan_names_the_model_as_the_user_did(invoke: Invoke) -> None:
+    assert "some/where" in invoke("quantize", "some/where", "--dry-run").stdout
+    assert json.loads(invoke("quantize", "some/where", "--dry-run", "--json").stdout)["model"] == "some/where"
 
 
 def test_the_demo_explains_runs_and_points_on(invoke: Invoke, tmp_path: Path) -> None:

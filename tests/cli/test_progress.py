@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 
 import pytest
@@ -31,6 +32,40 @@ def test_a_terminal_gets_one_bar_per_stage_on_stderr(monkeypatch: pytest.MonkeyP
     assert "quantizing" in shown and "1.00 kB of 1.00 kB" in shown
     assert "evaluating" in shown and "1 of 3 windows" in shown
     assert "\x1b[2J" not in shown and out.getvalue() == ""
+
+
+def test_the_estimate_comes_from_the_whole_stage_and_fits_into_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen, clock = Terminal(), [0.0]
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("rich.console.monotonic", lambda: clock[0])
+    with progress() as on_event:
+        assert on_event is not None
+        on_event(Event("evaluating", 0, 0, "windows"))
+        for done in range(1, 4):  # one step takes longer than the 30 s that Rich remembers
+            clock[0] = 100.0 * done
+            on_event(Event("evaluating", 100 * done, 1000, "windows", "model.layers.31.mlp.down_proj " * 3))
+    lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue()).replace("\r", "\n").splitlines()
+    last = [line for line in lines if "evaluating" in line][-1]
+    assert "300 of 1,000 windows" in last and "~11 min 40 s left" in last and len(last) <= 80
+
+
+def test_a_stage_without_a_count_ends_when_the_next_one_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen, clock = Terminal(), [0.0]
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("rich.console.monotonic", lambda: clock[0])
+    with progress() as on_event:
+        assert on_event is not None
+        on_event(Event("checking", 0, 0, "models"))
+        clock[0] = 5.0
+        on_event(Event("evaluating", 0, 0, "windows"))
+        clock[0] = 3605.0
+        on_event(Event("evaluating", 2, 2, "windows"))
+    shown = screen.getvalue()
+    assert "starting" not in shown.rpartition("checking")[2], "what was shown before the first stage is gone"
+    assert "0:00:05" in shown.rpartition("checking")[2] and "models" not in shown
 
 
 def test_a_pipe_gets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,6 +47,7 @@ def test_before_and_after_are_the_perplexities_of_each_model_alone() -> None:
     found = compare(one, two, WINDOWS)
     assert (found.before, found.after) == (perplexity(one, WINDOWS), perplexity(two, WINDOWS))
     assert found.before != found.after
+    assert found.definition == found.before.definition == WINDOWS.definition
 
 
 def test_divergence_is_of_the_original_from_the_model_and_not_the_other_way_round() -> None:

@@ -15,6 +15,11 @@ def test_the_first_number_is_the_layer() -> None:
     assert layer_index("a.²") is None
 
 
+def test_tails_are_never_mere_numbers() -> None:
+    names = ["model.layers.3.mlp.down_proj", "model.layers.10.mlp.down_proj"]
+    assert list(tails(names).values()) == ["3.mlp.down_proj", "10.mlp.down_proj"]
+
+
 def test_tails_drop_what_all_names_share() -> None:
     assert tails(["model.layers.0.q.weight", "model.layers.1.k.weight"]) == {
         "model.layers.0.q.weight": "0.q",

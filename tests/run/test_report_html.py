@@ -182,3 +182,25 @@ def test_a_model_with_hardly_any_site_has_a_page(num_sites: int) -> None:
 def test_many_sites_are_drawn_as_the_worst_forty() -> None:
     report: Report = example_report(8)
     assert "The 40 largest of 56" in render(report)
+
+
+def test_errors_are_drawn_in_the_unit_that_the_text_uses() -> None:
+    page = example_page()
+    assert page.count(">relative error, %<") == 2, "error by site and error by layer"
+    largest = max(100 * site.weight_error.relative for site in example_report().quantized if site.weight_error)
+    (drawn,) = re.findall(r'<svg[^>]*aria-label="Relative error by site.*?</svg>', page, flags=re.DOTALL)
+    ticks = [float(text) for text in re.findall(r">(\d+\.\d+)</text>", drawn)]
+    assert largest / 2 < max(ticks) < 1.2 * largest
+
+
+def test_a_deep_model_names_what_stands_at_each_bar() -> None:
+    (drawn,) = re.findall(
+        r'<svg[^>]*aria-label="Relative error by site.*?</svg>', render(example_report(43)), flags=re.DOTALL
+    )
+    assert drawn.count("mlp.down_proj</text>") == 40
+
+
+def test_every_histogram_says_what_its_axes_count_and_how_many_levels_it_has() -> None:
+    page = example_page()
+    assert page.count(">number of weights<") == page.count("in steps of its group's scale<") == 3
+    assert "16 levels" in page

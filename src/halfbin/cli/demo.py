@@ -19,9 +19,11 @@ job on it, offline, as for any model of yours:
 
   halfbin quantize demo -o {output}
 
-1. quantizing: every weight matrix becomes 4-bit integers with one scale for each group of weights
-2. checking: every byte was read back; now transformers must load what was written
-3. evaluating: the original and the result read the same held-out text, side by side
+quantizing   every weight matrix becomes 4-bit integers with one scale for each group of weights, is written,
+             and is read back from the disk
+checking     transformers must be able to load the result
+evaluating   the original and the result read the same held-out text, side by side
+reporting    one page for people, the same numbers for programs
 """
 
 AFTER = """\
@@ -31,10 +33,10 @@ How to read it
   top-1 agreement  how often both have the same first choice
 
 Try next
-  open {output}/report.html in a browser                what it cost, site by site
-  halfbin inspect {output}                              schemes, bytes and codes of every tensor
-  halfbin quantize demo -o out8 --recipe int8           twice the bits, a fraction of the cost
-  halfbin quantize path/to/your-model --dry-run         what it would do to yours
+  what it cost, site by site                     open {output}/report.html in a browser
+  schemes, bytes and codes of every tensor       halfbin inspect {output}
+  twice the bits, a fraction of the cost         halfbin quantize demo -o out8 --recipe int8
+  what it would do to yours                      halfbin quantize path/to/your-model --dry-run
 """
 
 

@@ -42,6 +42,7 @@ def evaluate(
     with outcome():
         from halfbin import api
         from halfbin.cli.judgement import judgement_json, judgement_table
+        from halfbin.run.measure import text_name
 
         with progress() as on_event:
             found = api.evaluate(
@@ -56,6 +57,6 @@ def evaluate(
                 on_event=on_event,
             )
         if as_json:
-            print_json(judgement_json(found))
+            print_json(judgement_json(found, text_name(text)))
         else:
-            results().print(judgement_table(found, a, b))
+            results().print(judgement_table(found, text_name(text), a, b))

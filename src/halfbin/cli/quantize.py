@@ -107,7 +107,8 @@ def _show_plan(model: str, recipe: str, layout: str | None, *, trust_remote_code
         from halfbin.cli.plan_table import plan_table
 
         with progress():
-            plan = api.plan(model, recipe=recipe, format=layout, trust_remote_code=trust_remote_code).to_json()
+            found = api.plan(model, recipe=recipe, format=layout, trust_remote_code=trust_remote_code)
+        plan = found.to_json() | {"model": model}
         if as_json:
             print_json(plan)
         else:

@@ -7,11 +7,12 @@ from halfbin.evaluation.embeddings import EmbeddingComparison, compare_embedding
 from halfbin.evaluation.layers import TensorError, output_errors, weight_error
 from halfbin.evaluation.perplexity import Perplexity, perplexity
 from halfbin.evaluation.text import Tokens, tokenize
-from halfbin.evaluation.windows import Batch, Windows, cut, default_context
+from halfbin.evaluation.windows import Batch, Definition, Windows, cut, default_context
 
 __all__ = [
     "Batch",
     "Comparison",
+    "Definition",
     "EmbeddingComparison",
     "Perplexity",
     "Spread",

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from halfbin.errors import ModelError
 from halfbin.evaluation.logits import LogitSource, embedded_vocabulary, evaluating, position_chunks, windows_at_once
 from halfbin.evaluation.perplexity import OnStep, Perplexity, token_nll
-from halfbin.evaluation.windows import Batch, Windows
+from halfbin.evaluation.windows import Batch, Definition, Windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,7 @@ class Comparison:
     kl:             KL(original || model) per token, nats.
     top1_agreement: share of scored tokens where both find the same token most likely.
     num_tokens:     how many tokens were scored.
+    definition:     how the text was cut and scored.
     """
 
     before: Perplexity
@@ -53,6 +54,7 @@ class Comparison:
     kl: Spread
     top1_agreement: float
     num_tokens: int
+    definition: Definition | None = None
 
 
 @dataclass(slots=True)
@@ -88,6 +90,7 @@ def compare(reference: nn.Module, model: nn.Module, windows: Windows, *, on_step
         kl=Spread.of(torch.cat(kl)),
         top1_agreement=sums.agreed / windows.num_scored,
         num_tokens=windows.num_scored,
+        definition=windows.definition,
     )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from halfbin.errors import ModelError
 from halfbin.evaluation.logits import LogitSource, evaluating, position_chunks, windows_at_once
-from halfbin.evaluation.windows import Batch, Windows
+from halfbin.evaluation.windows import Batch, Definition, Windows
 
 OnStep = Callable[[int, int], None]
 
@@ -30,12 +30,14 @@ class Perplexity:
     nll:           mean negative log-likelihood of a scored token, nats.
     num_tokens:    how many tokens were scored.
     bits_per_byte: None unless the text's bytes are known and every token was scored; it alone compares tokenizers.
+    definition:    how the text was cut and scored.
     """
 
     value: float
     nll: float
     num_tokens: int
     bits_per_byte: float | None = None
+    definition: Definition | None = None
 
     @classmethod
     def of(cls, total_nll: float, windows: Windows) -> Perplexity:
@@ -44,7 +46,8 @@ class Perplexity:
         whole = windows.num_bytes and windows.num_scored == len(windows.tokens)
         bits_per_byte = total_nll / math.log(2) / windows.num_bytes if whole and windows.num_bytes else None
         # exp overflows above 709: a broken model may be that far off, and its perplexity is then beyond any number.
-        return cls(math.exp(nll) if nll < 709 else math.inf, nll, windows.num_scored, bits_per_byte)
+        value = math.exp(nll) if nll < 709 else math.inf
+        return cls(value, nll, windows.num_scored, bits_per_byte, windows.definition)
 
 
 def perplexity(model: nn.Module, windows: Windows, *, on_step: OnStep | None = None) -> Perplexity:

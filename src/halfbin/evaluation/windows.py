@@ -33,6 +33,22 @@ class Batch:
     first_window: int
 
 
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """What has to be equal before two numbers may be compared; every result of a text carries it.
+
+    context: tokens that the model reads at once, BOS included.
+    stride:  tokens from one window's begin to the next one's.
+    bos:     token put before each window; None: nothing is.
+    words:   the same in words, with what is scored.
+    """
+
+    context: int
+    stride: int
+    bos: int | None
+    words: str
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Windows:
     """A text's tokens and how they are cut; window i is made when it is asked for. Made by `cut`.
@@ -107,6 +123,11 @@ class Windows:
     def _shape(self, index: int) -> tuple[int, int]:
         begin, first_scored, end = self.span(index)
         return end - begin, first_scored - begin + self._lead
+
+    @property
+    def definition(self) -> Definition:
+        """How the text is cut and scored."""
+        return Definition(self.context, self.stride, self.bos, self.describe())
 
     def describe(self) -> str:
         """The definition in words, to be printed beside every number that was measured with it."""

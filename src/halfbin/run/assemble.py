@@ -102,8 +102,16 @@ def _evaluation(finished: Finished) -> Evaluation | None:
     measured = finished.measured
     if measured is None:
         return None
-    num_tokens = measured.language.num_tokens if measured.language else 0
-    return Evaluation(text=finished.text_name, definition=measured.definition, num_tokens=num_tokens)
+    language = measured.language
+    cut = language.definition if language else None
+    return Evaluation(
+        text=finished.text_name,
+        definition=measured.definition,
+        num_tokens=language.num_tokens if language else 0,
+        context=cut.context if cut else None,
+        stride=cut.stride if cut else None,
+        bos=cut.bos if cut else None,
+    )
 
 
 def _site(planned: SitePlan, finished: Finished) -> SiteReport:

@@ -42,7 +42,7 @@ from halfbin.tensor.qtensor import QTensor
 class Job:
     """What the user asked for."""
 
-    model: str
+    model: str | Path
     recipe: str | Path = "int4"
     layout: str | None = None
     text: Path | None = None
@@ -63,6 +63,7 @@ class _Clock:
 
     @contextlib.contextmanager
     def stage(self, name: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+        self.tell(name, 0, 0, unit)
         with self.laps.lap(name):
             yield lambda done, total: self.tell(name, done, total, unit)
 
@@ -72,10 +73,8 @@ class _Clock:
 
 
 def model_directory(model: str | Path) -> Path:
-    """The directory that the user means; `demo` is the embedded model unless a directory has that name."""
-    if str(model) == "demo" and not Path(model).exists():
-        return demo.model_path()
-    return Path(model)
+    """The directory that the user means. The text `demo` is the embedded model, whatever lies here; `./demo` is a directory."""
+    return demo.model_path() if model == "demo" else Path(model)
 
 
 @contextlib.contextmanager

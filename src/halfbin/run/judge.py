@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from halfbin.errors import ModelError
@@ -11,20 +10,6 @@ from halfbin.models import load_weights, open_skeleton
 from halfbin.run.device import require_device
 from halfbin.run.events import Event, OnEvent
 from halfbin.run.measure import evaluation_text, windows_of
-
-
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """What was found, and on what.
-
-    found:      the perplexity of one model, or two models side by side.
-    definition: how the text was cut into windows and what was scored, so that it can be repeated.
-    text:       what the text is called.
-    """
-
-    found: Comparison | Perplexity
-    definition: str
-    text: str
 
 
 def judge(
@@ -57,6 +42,9 @@ def judge(
 
     first = load_weights(skeleton).to(device)
     if b is None:
-        return Judgement(perplexity(first, windows, on_step=on_step), windows.describe(), chosen.name)
+        return perplexity(first, windows, on_step=on_step)
     second = load_weights(open_skeleton(b, trust_remote_code=trust_remote_code)).to(device)
-    return Judgement(compare(first, second, windows, on_step=on_step), windows.describe(), chosen.name)
+    return compare(first, second, windows, on_step=on_step)
+
+
+Judgement = Comparison | Perplexity

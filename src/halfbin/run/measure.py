@@ -54,6 +54,11 @@ class Text:
     max_tokens: int | None = None
 
 
+def text_name(path: Path | None) -> str:
+    """What a text is called in results; None is the one that ships with halfbin."""
+    return "halfbin's held-out Python source" if path is None else path.name
+
+
 def evaluation_text(path: Path | None, max_tokens: int | None = None) -> Text:
     """The user's text, or the one that ships with halfbin: Python source that the demo model has not seen.
 
@@ -61,9 +66,9 @@ def evaluation_text(path: Path | None, max_tokens: int | None = None) -> Text:
       DataError: the file cannot be read or is not text.
     """
     if path is None:
-        return Text("halfbin's held-out Python source", demo.heldout_text(), max_tokens or DEFAULT_TOKENS)
+        return Text(text_name(None), demo.heldout_text(), max_tokens or DEFAULT_TOKENS)
     try:
-        return Text(path.name, path.read_text(encoding="utf-8"), max_tokens)
+        return Text(text_name(path), path.read_text(encoding="utf-8"), max_tokens)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as UTF-8 text: {error}") from error
 
@@ -183,7 +188,7 @@ def measure(
       text: what to measure on.
       windows: that text, as `windows_of` cut it.
       device: where to compute.
-      on_step: called with (steps done, steps in all).
+      on_step: called with (windows read, windows to read); each model's reading of a window counts.
 
     Raises:
       ModelError: the client does not load it.
@@ -195,15 +200,15 @@ def measure(
     if not skeleton.generates:
         return _measure_encoder(skeleton, original, client, text, rounded)
     default = skeleton.dtype != torch.float32
-    rounds = 2 if default else 1
+    readings = 3 if default else 2  # of each window: by both models, and by the one in its default type
 
     def first(done: int, total: int) -> None:
         if on_step:
-            on_step(done, total * rounds)
+            on_step(2 * done, readings * total)
 
     def second(done: int, total: int) -> None:
         if on_step:
-            on_step(total + done, total * rounds)
+            on_step(2 * total + done, readings * total)
 
     comparison = compare(original, client, windows, on_step=first)
     errors = _output_errors(skeleton, directory, original, windows)

@@ -16,12 +16,17 @@ def layer_index(name: str) -> int | None:
 
 
 def tails(names: Sequence[str]) -> dict[str, str]:
-    """Each name without the dotted parts that all of them share at the front and at the back; never empty."""
+    """Each name without the dotted parts that all of them share at the front and at the back; never empty.
+
+    Where nothing but numbers would remain of some name, the shared end stays: `3.mlp.up_proj` says more than `3`.
+    """
     split = [name.split(".") for name in names]
     if len(split) < 2:
         return {name: parts[-1] or name for name, parts in zip(names, split, strict=True)}
     first = _num_shared(split)
     last = _num_shared([parts[:first:-1] for parts in split])
+    if any(all(map(_is_number, parts[first : len(parts) - last])) for parts in split):
+        last = 0
     return {name: ".".join(parts[first : len(parts) - last]) or name for name, parts in zip(names, split, strict=True)}
 
 

@@ -40,7 +40,7 @@ def plots(report: Report) -> tuple[Plot, ...]:
 def size_plot(report: Report) -> Plot:
     """Bytes before and after, split by what became of them."""
     parts = _size_parts(report)
-    drawing, axes = figure(460, 34 * 2 + 96)
+    drawing, axes = figure(400, 34 * 2 + 96)
     largest = max(report.bytes_before, report.bytes_after, 1)
     for row, when in enumerate(("before", "after")):
         left = 0
@@ -71,19 +71,21 @@ def error_plot(report: Report) -> Plot | None:
     shown = {site.name for site in sites[:MAX_BARS]}
     ordered = [site for site in report.quantized if site.name in shown]
     names = tails([site.name for site in ordered])
-    drawing, axes = figure(480, 70 + 17 * len(ordered))
+    drawing, axes = figure(400, 70 + 17 * len(ordered))
     _error_bars(axes, ordered)
     axes.set_yticks(range(len(ordered)), [label(_shorten(names[site.name])) for site in ordered], fontsize=10)
-    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="y", length=0, pad=6)
     axes.set_ylim(len(ordered) - 0.4, -0.6)
-    axes.set_xlabel("relative error", fontsize=11, color=INK["muted"])
+    axes.set_xlabel("relative error, %", fontsize=11, color=INK["muted"])
     axes.grid(axis="x", color=INK["line"], linewidth=0.6)
     if any(site.output_error for site in ordered):
         axes.figure.legend(loc="outside upper right", ncols=2, fontsize=11, labelcolor=INK["muted"], frameon=False)
     worst = sites[0]
     assert worst.weight_error is not None
     which = f"The {MAX_BARS} largest of {len(sites)}" if len(sites) > MAX_BARS else "All quantized sites"
-    note = f"{which}, in the model's order. Largest: {worst.name} with {percent(worst.weight_error.relative)}."
+    note = (
+        f"{which}, in the model's order. Largest: {worst.name} with {_together(percent(worst.weight_error.relative))}."
+    )
     return Plot("Error by site", note, to_svg(drawing, name="error", description=f"Relative error by site. {note}"))
 
 
@@ -94,15 +96,16 @@ def profile_plot(report: Report) -> Plot | None:
     depth = {index for points in series.values() for index in points}
     if len(depth) < MIN_LAYERS:
         return None
-    drawing, axes = figure(460, 290)
+    drawing, axes = figure(400, 290)
     names = tails(list(series))
     for colour, (kind, points) in zip(SERIES, series.items(), strict=False):
         where = sorted(points)
-        heights = [points[i] for i in where]
+        heights = [100 * points[i] for i in where]
         axes.plot(
             where, heights, color=colour, linewidth=1.6, marker="o", markersize=3.5, label=label(_shorten(names[kind]))
         )
-    _error_axis(axes, "y", [value for points in series.values() for value in points.values()])
+    _error_axis(axes, "y", [100 * value for points in series.values() for value in points.values()])
+    axes.set_ylabel("relative error, %", fontsize=11, color=INK["muted"])
     axes.set_xlabel("layer", fontsize=11, color=INK["muted"])
     axes.locator_params(axis="x", integer=True)
     axes.grid(axis="y", color=INK["line"], linewidth=0.6)
@@ -139,9 +142,13 @@ def _histogram_plot(rank: str, site: SiteReport) -> Plot:
     axes.set_xlim(histogram.edges[0], histogram.edges[-1])
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel("steps of the scale", fontsize=11, color=INK["muted"])
+    axes.set_ylabel("number of weights", fontsize=11, color=INK["muted"])
+    axes.set_xlabel("weight, in steps of its group's scale", fontsize=11, color=INK["muted"])
     levels = count(len(histogram.levels), "level")
-    note = f"{site.weights}, {levels}; relative error {percent(error.relative)}, {number(error.snr_db, 3)} dB"
+    if len(histogram.levels) > MAX_LEVELS:
+        levels += " (too many to draw)"
+    size_of_error = f"{_together(percent(error.relative))}, {_together(number(error.snr_db, 3) + ' dB')}"
+    note = f"{site.weights}, {levels}; relative error {size_of_error}"
     description = f"Histogram of the weights of {site.name}: {note}"
     return Plot(
         f"{rank}: {site.name}", note, to_svg(drawing, name=f"histogram-{rank.lower()}", description=description)
@@ -166,8 +173,8 @@ def _size_parts(report: Report) -> list[tuple[str, str, tuple[int, int]]]:
 
 
 def _error_bars(axes: Axes, sites: Sequence[SiteReport]) -> None:
-    weight = [site.weight_error.relative if site.weight_error else math.nan for site in sites]
-    output = [site.output_error.relative if site.output_error else math.nan for site in sites]
+    weight = [100 * site.weight_error.relative if site.weight_error else math.nan for site in sites]
+    output = [100 * site.output_error.relative if site.output_error else math.nan for site in sites]
     scale = _error_axis(axes, "x", [*weight, *output])
     left = scale if scale > 0 else 0.0
     widths = [value - left if math.isfinite(value) else 0.0 for value in weight]
@@ -180,7 +187,11 @@ def _error_bars(axes: Axes, sites: Sequence[SiteReport]) -> None:
 
 
 def _error_axis(axes: Axes, axis: str, values: Sequence[float]) -> float:
-    """Set the limits and, where the errors span too much, a logarithmic scale; returns its lower end, or 0 if linear."""
+    """Set the limits for values in percent and, where they span too much, a logarithmic scale.
+
+    Returns:
+      The axis' lower end; 0 if it is linear.
+    """
     positive = [value for value in values if math.isfinite(value) and value > 0]
     if not positive:
         return 0.0
@@ -207,6 +218,11 @@ def _series(report: Report, *, of_outputs: bool) -> dict[str, dict[int, float]]:
             points[index] = max(points.get(index, 0.0), error.relative)
     kept = sorted(found, key=lambda kind: max(found[kind].values()), reverse=True)[: len(SERIES)]
     return {kind: points for kind, points in found.items() if kind in kept}
+
+
+def _together(text: str) -> str:
+    """A number and its unit stay on one line."""
+    return text.replace(" ", "\u00a0")
 
 
 def _shorten(name: str, longest: int = 38) -> str:

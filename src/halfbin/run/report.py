@@ -129,11 +129,18 @@ class SiteReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """What the quality was measured on. `definition` says how the text was cut and scored, so that it can be repeated."""
+    """What the quality was measured on. `definition` says how the text was cut and scored, so that it can be repeated.
+
+    context, stride: tokens read at once, and from one window to the next.  bos: token before each window, None: nothing.
+    Both are None for models that predict no tokens.
+    """
 
     text: str
     definition: str
     num_tokens: int
+    context: int | None = None
+    stride: int | None = None
+    bos: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,6 +39,9 @@ INK = {
 SERIES = tuple(INK[f"series-{i}"] for i in range(1, 9))
 
 PIXELS_PER_INCH = 72.0  # of the SVG backend
+LARGEST = (
+    1.2  # how far a drawing may grow; it is drawn small, so that its text is still read on a telephone's 360 pixels
+)
 
 
 def figure(width: float, height: float) -> tuple[Figure, Axes]:
@@ -97,7 +100,7 @@ def _embed(svg: str, name: str, description: str) -> str:
     spoken = escape(printable(description), quote=True)
     opening = (
         f'<svg class="plot" role="img" aria-label="{spoken}" viewBox="0 0 {width} {height}" '
-        f'style="max-width: {float(width):.0f}px" xmlns="http://www.w3.org/2000/svg" '
+        f'style="max-width: {LARGEST * float(width):.0f}px" xmlns="http://www.w3.org/2000/svg" '
         f'xmlns:xlink="http://www.w3.org/1999/xlink">'
     )
     return opening + rest.strip()
