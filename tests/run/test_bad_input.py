@@ -24,6 +24,7 @@ from halfbin.run import job
 from models import zoo
 from run.small_models import write_tokenizer
 
+pytestmark = pytest.mark.usefixtures("no_page")
 MARK = "a stranger's code ran"
 
 

@@ -15,6 +15,7 @@ import halfbin as hb
 from halfbin.run.events import Event
 from run.small_models import TEXT, write_model
 
+pytestmark = pytest.mark.usefixtures("no_page")
 SOURCE = Path(__file__).parents[2] / "src"
 PATIENCE_SECONDS = 120
 

@@ -25,6 +25,7 @@ from halfbin.tensor import Scheme, dequantize, quantize
 from models import zoo
 from run.small_models import write_model
 
+pytestmark = pytest.mark.usefixtures("no_page")
 EVERY = pytest.mark.parametrize("name", zoo.NAMES)
 # Float32 products of at most 64 terms, summed in another order at the most, a few layers deep.
 TOLERANCE = 1e-5
