@@ -11,7 +11,7 @@ import torch
 from halfbin.kernels.threads import in_order, in_threads
 
 
-@pytest.mark.parametrize("num_items", [1, 2, 3, 10])
+@pytest.mark.parametrize("num_items", [0, 1, 2, 3, 10])
 @pytest.mark.parametrize("threads", [1, 2, 4])
 def test_every_item_is_worked_on_once_with_one_torch_thread_each(num_items: int, threads: int) -> None:
     done: list[int] = []
@@ -30,7 +30,7 @@ def test_every_item_is_worked_on_once_with_one_torch_thread_each(num_items: int,
     finally:
         torch.set_num_threads(before)
     assert sorted(done) == list(range(num_items))
-    assert counts == [1] * (0 if threads == 1 or num_items == 1 else min(threads, num_items))
+    assert counts == [1] * (0 if threads == 1 or num_items < 2 else min(threads, num_items))
 
 
 def test_an_error_in_a_share_is_raised_and_the_count_is_put_back() -> None:

@@ -110,8 +110,9 @@ def test_stacks_of_experts_say_which_way_round_they_are() -> None:
     assert not any(s.transposed for s in sites_of("granite-moe"))  # [experts, out, in]
 
 
-def test_an_expert_has_no_module_of_its_own_and_a_router_that_is_no_linear_keeps_its_class() -> None:
-    assert site("mixtral", "model.layers.0.block_sparse_moe.experts.3.w2.weight").module_class == ""
+def test_an_expert_that_is_merged_says_so_and_a_router_that_is_no_linear_keeps_its_class() -> None:
+    assert site("mixtral", "model.layers.0.block_sparse_moe.experts.3.w2.weight").module_class == "Expert"
+    assert site("gpt-oss", "model.layers.0.mlp.experts.down_proj").module_class == ""
     assert site("mixtral", "model.layers.0.block_sparse_moe.gate.weight").module_class == "MixtralTopKRouter"
 
 

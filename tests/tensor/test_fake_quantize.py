@@ -230,6 +230,17 @@ def test_nothing_counts_as_clipped_by_a_scale_that_was_fitted(text: str) -> None
         assert (dx == 1).all()
 
 
+@pytest.mark.parametrize("text", ["int4-g4", "ternary-channel", "fp8_e4m3-channel", "nf4-g4"])
+def test_a_learned_scale_that_starts_where_it_was_fitted_clips_nothing(text: str) -> None:
+    """The largest weight's quotient may come out an ulp above the largest code."""
+    scheme = parse_scheme(text)
+    for seed, dtype in enumerate(DTYPES):
+        x = normal(64, 65, seed=seed).to(dtype).requires_grad_()
+        scale = fit(x.detach(), scheme)[0].requires_grad_()
+        (dx,) = torch.autograd.grad(fake_quantize(x, scheme, scale=scale).sum(), x)
+        assert (dx == 1).all()
+
+
 def test_a_fitted_scale_is_a_constant_to_the_gradient() -> None:
     x, scheme = normal(4, 8).requires_grad_(), parse_scheme("int4")
     scale, _ = fit(x.detach(), scheme)

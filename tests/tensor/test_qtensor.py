@@ -116,6 +116,16 @@ def test_permuted_rows_stay_permuted(weight: Tensor, scheme: Scheme) -> None:
 
 
 @law
+@given(
+    weights(), st.sampled_from([s for s in SCHEMES.values() if str(s.granularity) in ("channel", "token", "tensor")])
+)
+def test_permuted_columns_stay_permuted_where_they_share_a_scale(weight: Tensor, scheme: Scheme) -> None:
+    order = torch.randperm(weight.shape[1], generator=torch.Generator().manual_seed(weight.shape[1]))
+    q, permuted = quantize(weight, scheme), quantize(weight[:, order], scheme)
+    assert same(permuted, QTensor(q.codes[:, order], q.scale, q.zero_point, scheme))
+
+
+@law
 @given(weights(), schemes)
 def test_rounding_what_was_rounded_changes_nothing(weight: Tensor, scheme: Scheme) -> None:
     q = quantize(weight, scheme)
@@ -130,6 +140,25 @@ MIRRORED = [s for s in SCHEMES.values() if s.symmetric and torch.equal(values_of
 @given(weights(), st.sampled_from(MIRRORED))
 def test_negated_weights_become_negated_values_where_the_values_mirror(weight: Tensor, scheme: Scheme) -> None:
     assert torch.equal(dequantize(quantize(-weight, scheme)), -dequantize(quantize(weight, scheme)))
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_every_scheme_of_a_format_keeps_its_promise_and_doubles_with_the_weight(fmt: str) -> None:
+    """The laws above draw their schemes; here each one has its turn."""
+    usual = normal(7, 10)
+    usual = torch.where(usual.abs() < 2.0**-4, 0.0, usual)  # as above: no subnormal scales
+    for scheme in [s for s in SCHEMES.values() if s.format.name == fmt]:
+        # A tile of negative weights has no range, hence scale 1 before and after, where no code is negative.
+        weight = usual.abs() if scheme.symmetric and scheme.format.minimum == 0 else usual
+        q, doubled = quantize(weight, scheme), quantize(weight * 2, scheme)
+        zeros = q.scale.float() == 1
+        assert excess(weight, q) <= 0, str(scheme)
+        if scheme in EXACT_SCALES:
+            assert torch.equal(doubled.codes, q.codes), str(scheme)
+            assert (zeros | (doubled.scale.double() == 2 * q.scale.double())).all(), str(scheme)
+            assert torch.equal(dequantize(doubled), 2 * dequantize(q)), str(scheme)
+        if scheme in MIRRORED:
+            assert torch.equal(dequantize(quantize(-weight, scheme)), -dequantize(q)), str(scheme)
 
 
 # --- against the definition, tile by tile
@@ -159,6 +188,43 @@ def test_all_zero_groups_have_scale_one_and_decode_to_zero(scheme: Scheme) -> No
     q = quantize(torch.zeros(6, 9), scheme)
     assert (q.scale.float() == 1).all()
     assert not dequantize(q).any()
+
+
+@EACH_SCHEME
+def test_a_tile_of_zeros_among_others_is_exact_and_changes_none_of_them(scheme: Scheme) -> None:
+    """Block [0:6, 0:4] holds whole tiles of every granularity but those of the whole tensor."""
+    weight = normal(12, 8)
+    zeroed = weight.clone()
+    zeroed[:6, :4] = 0.0
+    before, after = dequantize(quantize(weight, scheme)), dequantize(quantize(zeroed, scheme))
+    assert not after[:6, :4].any()
+    within = (6 % scheme.granularity.tile((12, 8))[0], 4 % scheme.granularity.tile((12, 8))[1]) == (0, 0)
+    if within:
+        assert torch.equal(after[6:], before[6:])
+        assert torch.equal(after[:6, 4:], before[:6, 4:])
+
+
+@EACH_SCHEME
+def test_an_outlier_costs_only_its_own_tile(scheme: Scheme) -> None:
+    weight, tile = normal(12, 8), scheme.granularity.tile((12, 8))
+    changed = weight.clone()
+    changed[7, 5] = 1e6
+    before, after = quantize(weight, scheme), quantize(changed, scheme)
+    top, left = 7 // tile[0] * tile[0], 5 // tile[1] * tile[1]
+    elsewhere = torch.ones(12, 8, dtype=torch.bool)
+    elsewhere[top : top + tile[0], left : left + tile[1]] = False
+    assert torch.equal(dequantize(after)[elsewhere], dequantize(before)[elsewhere])
+    assert excess(changed, after) <= 0
+
+
+@EACH_SCHEME
+def test_subnormal_weights_beside_usual_ones_become_zero_or_keep_the_promise(scheme: Scheme) -> None:
+    weight = normal(6, 9)
+    weight[::2, ::2] = 1e-41
+    weight[1::2, 1::2] = -1e-45
+    q = quantize(weight, scheme)
+    assert excess(weight, q) <= 0
+    assert torch.isfinite(dequantize(q)).all()
 
 
 @EACH_SCHEME

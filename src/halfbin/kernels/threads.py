@@ -25,10 +25,10 @@ R = TypeVar("R")
 def in_threads(items: Sequence[T], work: Callable[[Sequence[T]], None]) -> None:
     """Call `work` with neighbouring shares of `items`, one for each of `torch.get_num_threads()` threads, and wait.
 
-    A single item is worked on by the caller.
+    A single item, or none, is left to the caller's thread.
     """
     count = torch.get_num_threads()
-    if len(items) == 1 or count == 1:
+    if len(items) < 2 or count == 1:
         work(items)
         return
     num_shares = min(count, len(items))

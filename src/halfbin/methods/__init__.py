@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from halfbin.methods.gptq import Factor, factorise, gptq
 from halfbin.methods.hqq import hqq
 from halfbin.methods.rtn import rtn
 from halfbin.tensor.qtensor import QTensor
@@ -16,4 +17,4 @@ TILEWISE = frozenset(
     {"rtn", "hqq"}
 )  # these look at no other tile, so rows of whole tiles may be given one after the other
 
-__all__ = ["METHODS", "TILEWISE", "hqq", "rtn"]
+__all__ = ["METHODS", "TILEWISE", "Factor", "factorise", "gptq", "hqq", "rtn"]

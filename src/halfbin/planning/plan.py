@@ -22,6 +22,8 @@ from halfbin.planning.recipe import PROTECTED_ROLES, Recipe, Rule, Weights
 from halfbin.tensor.granularity import Granularity, PerBlock, PerChannel, PerGroup, PerTensor, PerToken, transposed
 from halfbin.tensor.scheme import Scheme
 
+IN_FLIGHT_BYTES = 128 * 2**20  # rows that are read, rounded or wait to be written, and what they become
+
 TensorShapes = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
@@ -85,9 +87,12 @@ class Plan:
 
     @property
     def peak_memory_bytes(self) -> int:
-        """What the largest tensor needs while it is read, rounded and packed, above the interpreter with its imports."""
-        copied = (2 * num_bytes(*spec) for spec in self.others.values())  # as read, and as cast
-        return max((*(_working_bytes(s) for s in self.sites), *copied), default=0)
+        """What the run needs above the interpreter with its imports; quality is measured beside that.
+
+        Rows of tensors on their way from file to file, and at the end the largest rounded tensor whole, for its picture.
+        """
+        largest = max((_working_bytes(s) for s in self.sites if s.quantized), default=0)
+        return largest + min(IN_FLIGHT_BYTES, self.bytes_before + self.bytes_after)
 
     @property
     def schemes(self) -> dict[str, Scheme]:
@@ -267,6 +272,5 @@ def _whole_row(group: PerGroup, shape: tuple[int, ...]) -> Granularity:
 
 
 def _working_bytes(planned: SitePlan) -> int:
-    """The weight as stored, its codes (a byte each) and what is written; rounding itself works in small chunks."""
-    codes = planned.site.num_weights if planned.quantized else 0
-    return planned.bytes_before + codes + planned.bytes_after
+    """The weight as stored, its codes (a byte each) and what is written."""
+    return planned.bytes_before + planned.site.num_weights + planned.bytes_after

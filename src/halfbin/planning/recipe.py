@@ -100,6 +100,7 @@ class Recipe:
         return next((rule for rule in self.rules if rule.fits(site)), None)
 
 
+@functools.cache  # one function for each, as layers that share a weight are compared by it
 def rounding(method: str, estimator: str) -> Callable[[Tensor, Scheme], QTensor]:
     """The function that a rule names: weight and scheme to codes."""
     if method == "rtn":

@@ -22,16 +22,15 @@ from halfbin.kernels.errors import ErrorSums
 from halfbin.kernels.threads import in_order
 from halfbin.models import targets
 from halfbin.planning import Plan, SitePlan
-from halfbin.planning.plan import num_bytes
+from halfbin.planning.plan import IN_FLIGHT_BYTES, num_bytes
 from halfbin.planning.recipe import rounding
 from halfbin.run.laps import Laps
-from halfbin.run.slabs import SLAB_BYTES, SlabWriter, checksum, read_slab, row_step, slabs
+from halfbin.run.slabs import SlabWriter, checksum, read_slab, row_step, slabs
 from halfbin.tensor.qtensor import require_finite
 from halfbin.tensor.scheme import Scheme
 
 SHARD_BYTES_MAX = 5 * 10**9  # what transformers and the hub cut at
 WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".index.json", ".py")
-IN_FLIGHT_BYTES = 4 * 2 * SLAB_BYTES  # a slab in the making for each of a few threads, and some that wait to be written
 CARRIED_BYTES_MAX = 200 * 2**20  # a tokenizer has a few MB
 
 Specs = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]

@@ -108,8 +108,10 @@ def _carry_out(job: Job, plan: Plan, checkpoint: Checkpoint, work: Path, *, text
     """Write, read back and measure; nothing of it has its final name yet."""
     with clock.stage("quantizing", "bytes") as step:
         written = execute(plan, checkpoint, work, device=job.device, on_step=step)
-    with clock.stage("checking", "models"):
+    with clock.stage("checking", "models") as step:
+        step(0, 1)
         settled = settle_client(plan.skeleton, work)
+        step(1, 1)
     measured: Measured | None = None
     obstacle: str | None = "quality was not measured: --no-evaluate"
     if job.evaluate:
