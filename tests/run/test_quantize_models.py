@@ -160,11 +160,16 @@ def test_what_stands_beside_the_weights_is_carried_over(tmp_path: Path) -> None:
         (source / path.name).write_bytes(path.read_bytes())
     for file in ("tokenizer.json", "LICENSE", "chat_template.jinja"):
         (source / file).write_text(f"the {file}")
+    (source / "1_Pooling").mkdir()
+    (source / "1_Pooling" / "config.json").write_text("{}")
+    (source / "onnx").mkdir()
+    (source / "onnx" / "model.onnx").write_bytes(b"weights")
     (source / "modeling_evil.py").write_text("raise SystemExit")
     hb.quantize(source, tmp_path / "out", recipe="int8", evaluate=False)
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"tokenizer.json", "LICENSE", "chat_template.jinja", "generation_config.json"} <= names
-    assert "modeling_evil.py" not in names
+    assert not {"modeling_evil.py", "onnx"} & names
+    assert (tmp_path / "out" / "1_Pooling" / "config.json").read_text() == "{}"
     assert (tmp_path / "out" / "tokenizer.json").read_text() == "the tokenizer.json"
 
 

@@ -261,12 +261,17 @@ def write_json(path: Path, value: object) -> None:
 
 
 def _carry_over(source: Path, directory: Path) -> None:
-    """Copy tokenizer, generation config, licence and the like: every small file that holds neither weights nor code."""
-    for entry in sorted(source.iterdir()):
-        unwanted = entry.name == "config.json" or entry.name.endswith(WEIGHT_FILES) or entry.name.startswith(".")
-        ours = entry.name in ("report.json", "report.html")
-        if entry.is_file() and not unwanted and not ours and entry.stat().st_size <= CARRIED_BYTES_MAX:
-            shutil.copyfile(entry, directory / entry.name)
+    """Copy tokenizer, generation config, licence and the like: every small file that holds neither weights nor code.
+
+    One level of folders too, as sentence-transformers keeps the settings of its pooling in one.
+    """
+    for path in sorted([*source.glob("*"), *source.glob("*/*")]):
+        name = path.relative_to(source)
+        ours = str(name) in ("config.json", "report.json", "report.html")
+        unwanted = path.name.endswith(WEIGHT_FILES) or any(part.startswith(".") for part in name.parts)
+        if path.is_file() and not unwanted and not ours and path.stat().st_size <= CARRIED_BYTES_MAX:
+            (directory / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, directory / name)
 
 
 def _read_back(directory: Path, checksums: Mapping[str, int]) -> None:
