@@ -84,6 +84,7 @@ def quantize(
       The report of a directory's run; for a module, what became of each of its layers.
     """
     if isinstance(model, nn.Module):
+        _require_unused(output=output, format=format, text=text, max_tokens=max_tokens, force=force, max_kl=max_kl)
         return quantize_in_memory(model, recipe, on_event)
     if output is None:
         raise RecipeError("quantizing a directory needs an output directory; pass output=...")
@@ -100,6 +101,16 @@ def quantize(
         max_kl=max_kl,
     )
     return run_job(job, Path(output), on_event)
+
+
+def _require_unused(**of_directories: object) -> None:
+    """Refuse what says something about a directory's run only, instead of passing it over in silence."""
+    given = [name for name, value in of_directories.items() if value is not None and value is not False]
+    if given:
+        raise RecipeError(
+            f"{', '.join(given)}: for model directories only, and the model is a module in memory, which is changed in place; "
+            "leave it out, or give the directory that the model was loaded from"
+        )
 
 
 def plan(

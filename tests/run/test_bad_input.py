@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import pickle
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +15,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from typer.testing import CliRunner
 
 from halfbin.cli.app import app
 from halfbin.formats import safetensors as ours
+from halfbin.run import job
 from models import zoo
+from run.small_models import write_tokenizer
 
 MARK = "a stranger's code ran"
 
@@ -76,6 +80,10 @@ def grow(header: dict[str, Any]) -> None:
 HEADERS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "overlap": (overlap, "overlap"),
     "a shape larger than its bytes": (grow, "bytes"),
+    "a hole": (
+        lambda h: h[list(h)[-1]].update(data_offsets=[h[list(h)[-1]]["data_offsets"][0] + 4] * 2, shape=[0]),
+        "hole",
+    ),
     "an unknown type": (lambda h: next(v for k, v in h.items() if k != "__metadata__").update(dtype="Q9"), "Q9"),
     "offsets beyond the file": (
         lambda h: next(v for k, v in h.items() if k != "__metadata__").update(data_offsets=[0, 2**60]),
@@ -90,6 +98,23 @@ def test_a_header_that_lies_is_refused(case: str, tmp_path: Path) -> None:
     change, word = HEADERS[case]
     change_header(first_shard(model), change)
     assert_refused(tmp_path, ["model.safetensors", word])
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        pytest.param(b"", ["0 bytes", "download or copy it again"], id="empty"),
+        pytest.param((10**12).to_bytes(8, "little") + b"{}", ["1000000000000 bytes"], id="huge header"),
+        pytest.param(
+            (99 * 10**6).to_bytes(8, "little") + b"{}", ["99000000 bytes", "the file has 10"], id="cut header"
+        ),
+        pytest.param((2).to_bytes(8, "little") + b"[]", ["JSON object"], id="no object"),
+        pytest.param(b"version https://git-lfs.github.com/spec/v1\n", ["safetensors"], id="a pointer of git-lfs"),
+    ],
+)
+def test_a_file_that_is_no_safetensors_is_refused(content: bytes, words: list[str], tmp_path: Path) -> None:
+    first_shard(copy_of("llama", tmp_path)).write_bytes(content)
+    assert_refused(tmp_path, ["model.safetensors", *words])
 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
@@ -171,10 +196,16 @@ def test_a_full_directory_is_not_written_over(tmp_path: Path) -> None:
     assert_refused(tmp_path, ["not written by halfbin", "thesis.txt"], "--force")
 
 
-@pytest.mark.parametrize("out", ["model", "."])
+@pytest.mark.parametrize("out", ["model", ".", "model/out", "/"])
 def test_the_model_itself_is_not_written_over(out: str, tmp_path: Path) -> None:
     copy_of("llama", tmp_path)
-    assert_refused(tmp_path, ["the model that is read"], "--force", out=out)
+    assert_refused(tmp_path, ["the model that is read", "choose"], "--force", out=out)
+
+
+@pytest.mark.parametrize("device", ["meta", "gpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused_before_the_work(device: str, tmp_path: Path) -> None:
+    copy_of("llama", tmp_path)
+    assert_refused(tmp_path, [device, "cpu"], "--device", device)
 
 
 def test_with_force_an_earlier_result_stays_until_the_new_one_is_complete(
@@ -198,6 +229,48 @@ def test_a_full_disk_is_told_and_leaves_nothing(call: str, tmp_path: Path, monke
     copy_of("llama", tmp_path)
     monkeypatch.setattr(ours, call, full_disk)
     assert_refused(tmp_path, ["disk is full", "bytes are needed", "choose another -o"])
+
+
+def test_a_disk_that_is_full_after_the_weights_is_told_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy_of("llama", tmp_path)
+    monkeypatch.setattr(shutil, "copyfile", full_disk)
+    assert_refused(tmp_path, ["is full", "nothing was left behind", "choose another -o"])
+
+
+def test_a_file_that_the_system_will_not_let_grow_is_told(tmp_path: Path) -> None:
+    copy_of("llama", tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        assert_refused(tmp_path, ["model.safetensors", "cannot be written", "File too large", "bytes are needed"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_a_file_that_may_not_be_read_is_named(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = copy_of("llama", tmp_path)
+    before = contents(tmp_path)
+    open_file, read_bytes = os.open, Path.read_bytes
+
+    # Permissions do not bind root, who may run this test; so the calls themselves refuse.
+    def refusing_open(path: Any, *arguments: Any, **options: Any) -> int:
+        if Path(path) == model / file:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return open_file(path, *arguments, **options)
+
+    def refusing_read(path: Path) -> bytes:
+        if path == model / file:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return read_bytes(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", refusing_open)
+        patched.setattr(Path, "read_bytes", refusing_read)
+        result = run("quantize", model, "-o", tmp_path / "out", "--no-evaluate")
+    said = " ".join(result.stderr.split())
+    assert result.exit_code == 1 and f"{model / file}" in said and "Permission denied; check its permissions" in said
+    assert contents(tmp_path) == before
 
 
 def test_a_model_that_needs_its_own_code_is_refused_and_the_code_does_not_run(tmp_path: Path) -> None:
@@ -260,12 +333,88 @@ def test_a_directory_that_is_no_model_is_told_apart(
     assert_refused(tmp_path, words)
 
 
-def test_a_missing_weight_is_named(tmp_path: Path) -> None:
+UP = "model.layers.0.mlp.up_proj.weight"
+FITS: dict[str, tuple[Callable[[dict[str, Tensor]], object], list[str]]] = {
+    "missing": (lambda weights: weights.pop(UP), ["missing keys", UP]),
+    "one too many": (
+        lambda weights: weights.update({UP.replace("0", "7"): weights[UP].clone()}),
+        ["unexpected keys", UP.replace("0", "7")],
+    ),
+    "another shape": (
+        lambda weights: weights.update({UP: torch.zeros(64, 48)}),
+        [f"{UP} is [64, 48] and should be [64, 32]"],
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", ["compressed-tensors", "halfbin", "safetensors"])
+@pytest.mark.parametrize("case", FITS)
+def test_weights_that_do_not_fill_the_model_are_named_before_the_work(
+    case: str, layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = copy_of("llama", tmp_path)
     weights = load_file(first_shard(model))
-    del weights["model.layers.0.mlp.up_proj.weight"]
+    change, words = FITS[case]
+    change(weights)
     save_file(weights, first_shard(model), {"format": "pt"})
-    assert_refused(tmp_path, ["model.layers.0.mlp.up_proj"])
+    monkeypatch.setattr(job, "execute", no_work)
+    assert_refused(tmp_path, [str(model), *words, "config.json"], "--format", layout)
+    assert run("quantize", model, "--dry-run").exit_code == 1
+
+
+def no_work(*_: object, **__: object) -> None:
+    raise AssertionError("the work began")
+
+
+@pytest.mark.parametrize(
+    ("name", "tokenizer", "text", "words"),
+    [
+        pytest.param("llama", True, "", ["text of 0 characters", "words.txt"], id="empty"),
+        pytest.param("llama", False, "a", ["at least 2", "longer text", "words.txt"], id="one token"),
+        pytest.param("llama", None, "some words", ["tokenizer", "--no-evaluate"], id="no tokenizer"),
+        pytest.param("bert", True, "short\nlines\n", ["words.txt", "20 characters"], id="no sentence"),
+    ],
+)
+def test_a_text_that_cannot_be_scored_is_refused_before_the_work(
+    name: str, tokenizer: bool | None, text: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = copy_of(name, tmp_path)
+    if tokenizer is not None:
+        write_tokenizer(model, bos=tokenizer)
+    (tmp_path / "words.txt").write_text(text)
+    monkeypatch.setattr(job, "execute", no_work)
+    assert_refused(tmp_path, words, "--evaluate", "--text", tmp_path / "words.txt")
+
+
+def test_a_tokenizer_of_another_model_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = copy_of("llama", tmp_path)
+    config = json.loads((model / "config.json").read_text()) | {"vocab_size": 20}
+    (model / "config.json").write_text(json.dumps(config))
+    weights = load_file(first_shard(model))
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        weights[name] = weights[name][:20].clone()
+    save_file(weights, first_shard(model), {"format": "pt"})
+    write_tokenizer(model)
+    monkeypatch.setattr(job, "execute", no_work)
+    assert_refused(tmp_path, ["knows 20 tokens only", "--no-evaluate"], "--evaluate")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        pytest.param("llama", ["--no-evaluate"], ["--no-evaluate"], id="not measured"),
+        pytest.param("bert", ["--evaluate"], ["BertModel predicts no tokens"], id="an encoder"),
+        pytest.param("vit", ["--evaluate"], ["ViTForImageClassification needs more than a text"], id="pictures"),
+    ],
+)
+def test_a_limit_that_nothing_can_be_held_against_is_refused(
+    name: str, options: list[str], words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy_of(name, tmp_path)
+    monkeypatch.setattr(job, "execute", no_work)
+    assert_refused(tmp_path, ["--max-kl 0.1", *words], *options, "--max-kl", "0.1")
 
 
 def test_a_quantized_model_is_not_quantized_again(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -86,6 +88,67 @@ def test_after_an_error_the_module_is_what_it_was() -> None:
         hb.quantize(model, recipe="int8")
     assert "second" in str(caught.value)
     assert dict(model.named_modules()) == before
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("preset", ["int4", "int8", "fp8", "nf4"])
+def test_every_preset_works_on_pictures_and_their_convolutions(preset: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 49, 10)
+    ).eval()
+    by_hand = copy.deepcopy(model)
+    swaps = {swap.name: swap.scheme for swap in hb.quantize(model, recipe=preset)}
+    assert list(swaps) == ["0", "3"] and swaps["0"] is not None and str(swaps["0"]).endswith("-channel")
+    for name, scheme in swaps.items():
+        assert scheme is not None
+        weight = by_hand.get_submodule(name).get_parameter("weight")
+        weight.copy_(dequantize(quantize(weight.flatten(1), scheme)).view(weight.shape))
+    pictures = torch.randn(2, 3, 16, 16)
+    expected, found = by_hand(pictures), model(pictures)
+    # At most 392 products of float32, summed in another order.
+    assert float((found - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+
+
+def test_a_padding_row_stays_zero_and_a_scaled_embedding_its_own(tmp_path: Path) -> None:
+    (tmp_path / "all.toml").write_text(EVERYTHING)
+    model = nn.Sequential(nn.Embedding(6, 8, padding_idx=0), nn.Linear(8, 4, bias=False))
+    hb.quantize(model, recipe=tmp_path / "all.toml")
+    assert isinstance(model[0], QuantEmbedding)
+    assert not model(torch.tensor([0])).any() and model(torch.tensor([1])).any()
+
+
+@pytest.mark.parametrize(
+    ("rules", "words"),
+    [
+        pytest.param("fp16", r"casts to torch.float16.*model.to\(torch.float16\)", id="a cast"),
+        pytest.param(
+            '[[rule]]\nmatch = "secnd"\nweights = "int8"\n', "'secnd' matches no site.*'second'", id="no such layer"
+        ),
+        pytest.param('[[rule]]\nmatch = "*"\nweigths = "int8"\n', "weigths", id="unknown key"),
+        pytest.param('remainder = "refuse"\n[[rule]]\nmatch = "*"\nweights = "int4-g24"\n', "first", id="no divisor"),
+    ],
+)
+def test_a_recipe_that_does_not_serve_leaves_the_module_alone(rules: str, words: str, tmp_path: Path) -> None:
+    model = network()
+    before = dict(model.named_modules())
+    if "\n" in rules:
+        (tmp_path / "mine.toml").write_text(rules)
+        rules = str(tmp_path / "mine.toml")
+    with pytest.raises(hb.HalfbinError, match=f"(?s){words}"):
+        hb.quantize(model, recipe=rules)
+    assert dict(model.named_modules()) == before
+
+
+@pytest.mark.parametrize("given", [{"output": "out"}, {"format": "halfbin"}, {"max_kl": 0.1}, {"text": "x"}], ids=str)
+def test_what_is_said_of_directories_is_not_passed_over(given: dict[str, Any]) -> None:
+    with pytest.raises(hb.HalfbinError, match=f"{next(iter(given))}: for model directories only"):
+        hb.quantize(network(), **given)
+
+
+def test_a_layer_without_numbers_stays_with_the_reason() -> None:
+    swaps = hb.quantize(nn.Sequential(nn.Linear(4, 4, device="meta"), nn.Linear(4, 4)), recipe="int8")
+    assert [swap.scheme is None for swap in swaps] == [True, False] and "meta device" in swaps[0].reason
 
 
 @torch.no_grad()

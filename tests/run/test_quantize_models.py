@@ -19,8 +19,11 @@ from halfbin.formats.safetensors import SafetensorsFile
 from halfbin.models import open_skeleton
 from halfbin.models.loading import load_state
 from halfbin.planning import Plan
+from halfbin.run.execute import execute
+from halfbin.run.job import Job, planned
 from halfbin.tensor import Scheme, dequantize, quantize
 from models import zoo
+from run.small_models import write_model
 
 EVERY = pytest.mark.parametrize("name", zoo.NAMES)
 # Float32 products of at most 64 terms, summed in another order at the most, a few layers deep.
@@ -143,6 +146,87 @@ def test_shards_and_types_change_nothing_but_the_type_of_the_rest(dtype: torch.d
         assert set(a.names) == set(b.names)
         assert all(torch.equal(a.read(name), b.read(name)) for name in a.names)
         assert a.info("model.norm.weight").dtype == dtype
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-tied", "gpt2", "mixtral", "resnet"])
+@pytest.mark.parametrize(("preset", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
+def test_a_cast_is_a_cast_of_every_float_and_of_nothing_else(
+    name: str, preset: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    source, out = zoo.directory_of(name), tmp_path / "out"
+    hb.quantize(source, out, recipe=preset, evaluate=False)
+    with open_checkpoint(source) as before, open_checkpoint(out) as after:
+        assert set(before.names) == set(after.names)
+        for tensor in before.names:
+            weight = before.read(tensor)
+            expected = weight.to(dtype) if weight.is_floating_point() else weight
+            assert after.info(tensor).dtype == expected.dtype and torch.equal(after.read(tensor), expected)
+    assert json.loads((out / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
+    assert load_as_a_user_would(name, out).dtype == torch.float32  # as asked for
+    assert client_class(name).from_pretrained(out).dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("preset", ["int4", "int8", "fp8", "nf4"])
+def test_presets_on_sizes_that_no_group_divides_and_every_type(preset: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    source = write_model(tmp_path / "model", dtype=dtype, hidden_size=128, intermediate_size=300)
+    plan, out = hb.plan(source, recipe=preset), tmp_path / "out"
+    hb.quantize(source, out, recipe=preset, evaluate=False)
+    schemes = {s.site.name: str(s.weights) for s in plan.sites if s.quantized}
+    assert len(schemes) == 14
+    if preset == "int4":  # clients cannot read a last group of 44
+        assert "channel" in schemes["model.layers.0.mlp.down_proj"] and "g128" in schemes["model.layers.0.mlp.up_proj"]
+    load = hb.load if preset == "nf4" else transformers.AutoModelForCausalLM.from_pretrained
+    assert_computes_the_rounded_model(load(out, dtype=torch.float32), source, plan)
+
+
+@pytest.mark.parametrize("layout", ["compressed-tensors", "halfbin", "safetensors"])
+def test_an_output_of_several_files_is_one_model(layout: str, tmp_path: Path) -> None:
+    source, rules = zoo.directory_of("llama"), recipe(tmp_path, "int4-g16", layout)
+    out = tmp_path / "out"
+    out.mkdir()
+    with planned(Job(model=str(source), recipe=rules)) as (plan, checkpoint):
+        written = execute(plan, checkpoint, out, shard_bytes=8_000)
+    assert len(written.files) > 2 and not (out / "model.safetensors").exists()
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    with open_checkpoint(out) as result:
+        assert index["metadata"]["total_size"] == result.num_bytes == plan.bytes_after
+        assert {path.name for path in result.files} == set(written.files)
+    found = hb.load(out, dtype=torch.float32) if layout == "halfbin" else load_as_a_user_would("llama", out)
+    assert_computes_the_rounded_model(found, source, plan)
+
+
+def test_linears_that_stay_are_told_to_clients(tmp_path: Path) -> None:
+    for name in ("llama", "llama-tied"):  # the tied head has no tensor of its own, but clients see a Linear
+        hb.quantize(zoo.directory_of(name), tmp_path / name, recipe="int8", evaluate=False)
+        config = json.loads((tmp_path / name / "config.json").read_text())["quantization_config"]
+        assert config["ignore"] == ["lm_head"]
+
+
+def test_what_a_layout_cannot_hold_is_counted_and_named(tmp_path: Path) -> None:
+    source = zoo.directory_of("gpt2")
+    report = hb.quantize(source, tmp_path / "out", recipe="int8", evaluate=False)
+    assert report.to_json()["left_at_16_bits"]["count"] == 10 and report.quantized == ()
+    warning = next(w for w in report.warnings if "cannot hold" in w)
+    assert "8 sites" in warning and "transformer.h.0.attn.c_attn" in warning and "--format halfbin" in warning
+    assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
+    report = hb.quantize(source, tmp_path / "ours", recipe="int8", format="halfbin", evaluate=False)
+    assert len(report.quantized) == 8 and not any("cannot hold" in w for w in report.warnings)
+    assert report.after.bytes < report.before.bytes / 2
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "gpt2", "gpt-oss", "qwen3-moe", "mamba"])
+def test_inspection_of_our_layout_finds_what_was_planned(name: str, tmp_path: Path) -> None:
+    source, out = zoo.directory_of(name), tmp_path / "out"
+    rules = recipe(tmp_path, "int4-g24-asym", "halfbin", remainder="tail")
+    plan = hb.plan(source, recipe=rules)
+    hb.quantize(source, out, recipe=rules, evaluate=False)
+    found = {tensor.name: tensor for tensor in hb.inspect(out).tensors}
+    assert found.keys() == {s.site.tensor for s in plan.sites} | plan.others.keys()
+    for s in plan.sites:
+        tensor = found[s.site.tensor]
+        assert (tensor.weights, tensor.shape, tensor.bytes) == (s.spelled, s.site.shape, s.bytes_after)
+        assert tensor.codes is None or sum(tensor.codes.counts) == tensor.num_weights
 
 
 def test_a_second_run_writes_the_same_bytes(tmp_path: Path) -> None:

@@ -246,7 +246,8 @@ def _open_regular(path: Path) -> int:
             raise FormatError(f"{path}: expected a file, found a directory or device")
         return os.open(path, os.O_RDONLY)
     except (OSError, ValueError) as error:
-        raise FormatError(f"{path}: cannot be opened: {getattr(error, 'strerror', None) or error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise FormatError(f"{path}: cannot be opened: {reason}; check its permissions and the disk") from error
 
 
 def _read_header(handle: int, path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from halfbin.models.loading import check_as_client, load_as_client, load_weights
+from halfbin.models.loading import check_as_client, load_as_client, load_weights, require_fit
 from halfbin.models.sites import Site, find_sites
 from halfbin.models.skeleton import Skeleton, open_skeleton, read_config, targets
 from halfbin.models.structure import Structure
@@ -17,5 +17,6 @@ __all__ = [
     "load_weights",
     "open_skeleton",
     "read_config",
+    "require_fit",
     "targets",
 ]

@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from halfbin.errors import ModelError
 from halfbin.formats.read import open_quantized
+from halfbin.models.sites import Weights
 from halfbin.models.skeleton import Skeleton
 
 
@@ -60,12 +61,27 @@ def load_state(skeleton: Skeleton, weights: Mapping[str, Any], *, dtype: torch.d
     Raises:
       ModelError: a parameter that no weight fills, or a weight that nothing takes.
     """
+    return _filled(skeleton, weights, {"dtype": dtype}).eval()
+
+
+def require_fit(skeleton: Skeleton, weights: Weights) -> None:
+    """The tensors of a checkpoint must fill the model that its config describes. Told by the headers; no weight is read.
+
+    Raises:
+      ModelError: a tensor is missing, left over or of the wrong shape; names it.
+    """
+    infos = {name: weights.info(name) for name in weights.names}
+    described = {name: torch.empty(info.shape, dtype=info.dtype, device="meta") for name, info in infos.items()}
+    _filled(skeleton, described, {"device_map": "meta"})
+
+
+def _filled(skeleton: Skeleton, weights: Mapping[str, Any], options: Mapping[str, Any]) -> nn.Module:
     with _quietly():
         loaded, info = skeleton.model_class.from_pretrained(
-            None, config=skeleton.config, state_dict=dict(weights), dtype=dtype, **TELL
+            None, config=skeleton.config, state_dict=dict(weights), **TELL, **options
         )
     require_complete(info, loaded, skeleton.path)
-    model: nn.Module = loaded.eval()
+    model: nn.Module = loaded
     return model
 
 
@@ -122,7 +138,7 @@ def require_complete(loading_info: Mapping[str, Any], model: nn.Module, director
     """
     problems = []
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-        found = sorted(str(key) for key in loading_info.get(kind) or ())
+        found = sorted(map(_spelled, loading_info.get(kind) or ()))
         if kind == "unexpected_keys":
             found = [key for key in found if _belongs(model, key)]
         if found:
@@ -131,8 +147,17 @@ def require_complete(loading_info: Mapping[str, Any], model: nn.Module, director
     if problems:
         raise ModelError(
             f"{directory} does not fill its model ({type(model).__name__}): {'; '.join(problems)}; "
-            "its config.json and its weights may come from different models"
+            "its config.json and its weights may come from different models, copy both from one place"
         )
+
+
+def _spelled(key: object) -> str:
+    """A name as transformers tells it, alone or with the two shapes that should be one."""
+    match key:
+        case (name, torch.Size() as found, torch.Size() as expected):
+            return f"{name} is {list(found)} and should be {list(expected)}"
+        case _:
+            return str(key)
 
 
 def _belongs(model: nn.Module, key: str) -> bool:
@@ -150,12 +175,14 @@ def _belongs(model: nn.Module, key: str) -> bool:
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
     """Without the libraries' own progress bars and remarks; progress is the caller's to show, and outcomes are checked."""
-    shown = transformers_logging.is_progress_bar_enabled()
+    shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     loguru.logger.disable("compressed_tensors")
     try:
         yield
     finally:
         loguru.logger.enable("compressed_tensors")
+        transformers_logging.set_verbosity(verbosity)
         if shown:
             transformers_logging.enable_progress_bar()

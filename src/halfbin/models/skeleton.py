@@ -73,6 +73,8 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise ModelError(f"{path} has {path.stat().st_size} bytes; a config has a few thousand: is it another file?")
     try:
         config = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}; check its permissions and the disk") from error
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(config, dict):
@@ -110,7 +112,7 @@ def open_skeleton(directory: Path, *, trust_remote_code: bool = False) -> Skelet
     except Exception as error:  # transformers raises whatever a config's values lead to
         raise ModelError(
             f"{directory / 'config.json'} does not describe a model that transformers {transformers.__version__} can "
-            f"build: {type(error).__name__}: {error}"
+            f"build: {type(error).__name__}: {error}; take the file from where the weights came from, or another transformers"
         ) from error
     return Skeleton(directory, config, model)
 

@@ -178,6 +178,8 @@ def _refusal(module: nn.Module, name: str) -> str:
 def _unreadable(weight: nn.Parameter | None) -> str | None:
     if weight is None:
         return "its weight is computed, not stored"
+    if weight.is_meta:
+        return "its weight is on the meta device, which holds no numbers"
     return None if weight.is_floating_point() else f"its weight is {weight.dtype}, not float"
 
 

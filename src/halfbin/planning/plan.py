@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,7 +123,7 @@ def make_plan(skeleton: Skeleton, checkpoint: Checkpoint, recipe: Recipe, layout
     """
     _require_float(skeleton)
     found = find_sites(skeleton, checkpoint)
-    _require_met(recipe, found)
+    require_met(recipe, found)
     sites = tuple(_plan_site(site, recipe, layout) for site in found)
     _require_readable_experts(sites, layout)
     layout.config({s.site.tensor: (s.weights, s.site.shape) for s in sites if isinstance(s.weights, Scheme)}, ())
@@ -166,8 +166,12 @@ def _require_readable_experts(sites: tuple[SitePlan, ...], layout: WeightLayout)
         )
 
 
-def _require_met(recipe: Recipe, sites: tuple[Site, ...]) -> None:
-    """A rule for sites of some name must find one; rules for a role, a class or everything are written for any model."""
+def require_met(recipe: Recipe, sites: Sequence[Site]) -> None:
+    """A rule for sites of some name must find one; rules for a role, a class or everything are written for any model.
+
+    Raises:
+      RecipeError: it finds none; names the nearest.
+    """
     names = [site.name for site in sites]
     for rule in recipe.rules:
         if rule.match == "*" or rule.match.startswith(("role:", "class:")) or any(map(rule.fits, sites)):

@@ -8,19 +8,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from halfbin import demo
-from halfbin.errors import LimitError
+from halfbin.errors import HalfbinError, LimitError
+from halfbin.evaluation import Windows
 from halfbin.formats.checkpoint import Checkpoint, open_checkpoint
 from halfbin.formats.read import layout_named, open_quantized
-from halfbin.models import open_skeleton
+from halfbin.models import open_skeleton, require_fit
 from halfbin.planning import Plan, load_recipe, make_plan
 from halfbin.run import html
 from halfbin.run.assemble import Finished, assemble
 from halfbin.run.client import settle_client
+from halfbin.run.device import require_device
 from halfbin.run.events import Event, OnEvent
 from halfbin.run.execute import Written, execute
 from halfbin.run.histogram import weight_histogram
 from halfbin.run.laps import Laps
-from halfbin.run.measure import Measured, Text, evaluation_text, measure, too_large, unmeasurable
+from halfbin.run.measure import (
+    Measured,
+    Text,
+    evaluation_text,
+    measure,
+    sentences_of,
+    too_large,
+    unmeasurable,
+    windows_of,
+)
 from halfbin.run.memory import MemoryPeak
 from halfbin.run.output import REPORT_NAME, OutputDirectory
 from halfbin.run.report import Histogram, Report
@@ -74,7 +85,9 @@ def planned(job: Job) -> Iterator[tuple[Plan, Checkpoint]]:
     with open_checkpoint(directory) as checkpoint:
         skeleton = open_skeleton(directory, trust_remote_code=job.trust_remote_code)
         layout = layout_named(job.layout or recipe.layout, skeleton.dtype)
-        yield make_plan(skeleton, checkpoint, recipe, layout), checkpoint
+        found = make_plan(skeleton, checkpoint, recipe, layout)
+        require_fit(skeleton, checkpoint)
+        yield found, checkpoint
 
 
 def run_job(job: Job, target: Path, on_event: OnEvent | None = None) -> Report:
@@ -84,6 +97,7 @@ def run_job(job: Job, target: Path, on_event: OnEvent | None = None) -> Report:
       HalfbinError: whatever the user can mend; the target is then as it was before.
       LimitError: finished, but KL is above `job.max_kl`; the result is there, with its report.
     """
+    require_device(job.device)
     clock = _Clock(on_event)
     text = evaluation_text(job.text, job.max_tokens)
     with (
@@ -106,6 +120,8 @@ def run_job(job: Job, target: Path, on_event: OnEvent | None = None) -> Report:
 
 def _carry_out(job: Job, plan: Plan, checkpoint: Checkpoint, work: Path, *, text: Text, clock: _Clock) -> Finished:
     """Write, read back and measure; nothing of it has its final name yet."""
+    obstacle = _obstacle(job, plan, checkpoint)
+    windows = None if obstacle else _windows(plan, text)
     with clock.stage("quantizing", "bytes") as step:
         written = execute(plan, checkpoint, work, device=job.device, on_step=step)
     with clock.stage("checking", "models") as step:
@@ -113,12 +129,9 @@ def _carry_out(job: Job, plan: Plan, checkpoint: Checkpoint, work: Path, *, text
         settled = settle_client(plan.skeleton, work)
         step(1, 1)
     measured: Measured | None = None
-    obstacle: str | None = "quality was not measured: --no-evaluate"
-    if job.evaluate:
-        obstacle = unmeasurable(plan.skeleton) or too_large(checkpoint.num_parameters)
-    if obstacle is None:
+    if windows is not None:
         with clock.stage("evaluating", "windows") as step:
-            measured = measure(plan.skeleton, work, text, device=job.device, on_step=step)
+            measured = measure(plan.skeleton, work, text, windows, device=job.device, on_step=step)
     with clock.stage("reporting", "sites"):
         histograms = _histograms(written, checkpoint, work)
     return Finished(
@@ -131,6 +144,28 @@ def _carry_out(job: Job, plan: Plan, checkpoint: Checkpoint, work: Path, *, text
         histograms=histograms,
         warnings=tuple(filter(None, (obstacle, settled, measured.rounded_by_client if measured else None))),
     )
+
+
+def _obstacle(job: Job, plan: Plan, checkpoint: Checkpoint) -> str | None:
+    """Why quality will not be measured, in words; None when it will.
+
+    Raises:
+      HalfbinError: the user set a limit that could then not be held against anything.
+    """
+    obstacle: str | None = "quality was not measured: --no-evaluate"
+    if job.evaluate:
+        obstacle = unmeasurable(plan.skeleton) or too_large(checkpoint.num_parameters)
+    if job.max_kl is not None and (obstacle or not plan.skeleton.generates):
+        reason = (obstacle or "").partition(": ")[2] or f"{plan.skeleton.model_class.__name__} predicts no tokens"
+        raise HalfbinError(f"--max-kl {job.max_kl:g} has no KL to be held against: {reason}; leave --max-kl out")
+    return obstacle
+
+
+def _windows(plan: Plan, text: Text) -> Windows:
+    """What will be read; a tokenizer or a text that does not serve is found here, before the work."""
+    if not plan.skeleton.generates:
+        sentences_of(text)
+    return windows_of(plan.skeleton, text)
 
 
 def _histograms(written: Written, checkpoint: Checkpoint, work: Path) -> dict[str, Histogram]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from halfbin.errors import ModelError
 from halfbin.evaluation import Comparison, Perplexity, compare, perplexity
 from halfbin.models import load_weights, open_skeleton
+from halfbin.run.device import require_device
 from halfbin.run.events import Event, OnEvent
 from halfbin.run.measure import evaluation_text, windows_of
 
@@ -28,6 +29,7 @@ def judge(
     Raises:
       ModelError: a model that does not predict tokens.
     """
+    require_device(device)
     skeleton = open_skeleton(a, trust_remote_code=trust_remote_code)
     if not skeleton.generates:
         raise ModelError(f"{a}: {skeleton.model_class.__name__} does not predict tokens, so it has no perplexity")

@@ -27,7 +27,7 @@ from halfbin.evaluation import (
     perplexity,
     tokenize,
 )
-from halfbin.evaluation.logits import evaluating
+from halfbin.evaluation.logits import embedded_vocabulary, evaluating
 from halfbin.formats.read import open_quantized
 from halfbin.models import Skeleton, load_as_client, load_weights, targets
 from halfbin.run.memory import available_bytes
@@ -36,6 +36,8 @@ DEFAULT_TOKENS = 32_768  # of the embedded text, when the user gave none
 PROOF_TOKENS = 64
 OUTPUT_ERROR_TOKENS = 1024
 SENTENCES = 256
+SENTENCE_TOKENS = 128
+SENTENCE_CHARACTERS = 20  # shorter lines are brackets and headings
 # Client and halfbin multiply the same weights in the same type; what differs is only how a product is summed up.
 PROOF_TOLERANCE = 1e-4
 PROOF_TOLERANCE_16_BIT = 8 * 2.0**-8  # bfloat16's rounding, a few layers deep
@@ -72,17 +74,53 @@ def evaluation_text(path: Path | None, max_tokens: int | None = None) -> Text:
 
 
 def windows_of(skeleton: Skeleton, text: Text, *, context: int | None = None, stride: int | None = None) -> Windows:
-    """The text, tokenized by the model's own tokenizer and cut into windows."""
-    tokens = tokenize(load_tokenizer(skeleton), text.text)
-    ids = tokens.ids[: text.max_tokens]
-    whole = len(ids) == len(tokens.ids)
-    return cut(
-        ids,
-        context=context or default_context(skeleton.config, at_most=1024),
-        stride=stride,
-        bos=tokens.bos,
-        num_bytes=tokens.num_bytes if whole else None,
-    )
+    """The text, tokenized by the model's own tokenizer and cut into windows.
+
+    Raises:
+      DataError: the text is too short, or context and stride do not fit together.
+      ModelError: there is no tokenizer, or it is another model's.
+    """
+    tokenizer = load_tokenizer(skeleton)
+    try:
+        tokens = tokenize(tokenizer, text.text)
+        ids = tokens.ids[: text.max_tokens]
+        _require_known(skeleton, ids, tokens.bos)
+        whole = len(ids) == len(tokens.ids)
+        return cut(
+            ids,
+            context=context or default_context(skeleton.config, at_most=1024),
+            stride=stride,
+            bos=tokens.bos,
+            num_bytes=tokens.num_bytes if whole else None,
+        )
+    except DataError as error:
+        error.add_note(f"while reading the text {text.name}")
+        raise
+
+
+def _require_known(skeleton: Skeleton, ids: Tensor, bos: int | None) -> None:
+    size = embedded_vocabulary(skeleton.model)
+    highest = max(int(ids.max()), -1 if bos is None else bos)
+    if size is not None and highest >= size:
+        raise ModelError(
+            f"{skeleton.path}: its tokenizer gives token {highest}, but the model knows {size} tokens only: tokenizer and "
+            "weights come from different models; copy the right tokenizer's files, or pass --no-evaluate"
+        )
+
+
+def sentences_of(text: Text) -> list[str]:
+    """The lines that an encoder is measured on.
+
+    Raises:
+      DataError: none is long enough.
+    """
+    found = [line.strip() for line in text.text.splitlines() if len(line.strip()) >= SENTENCE_CHARACTERS]
+    if not found:
+        raise DataError(
+            f"{text.name} has no line of {SENTENCE_CHARACTERS} characters or more, and an encoder is measured on such lines; "
+            "give another text"
+        )
+    return found[:SENTENCES]
 
 
 def load_tokenizer(skeleton: Skeleton) -> transformers.PreTrainedTokenizerBase:
@@ -137,6 +175,7 @@ def measure(
     skeleton: Skeleton,
     directory: Path,
     text: Text,
+    windows: Windows,
     *,
     device: str = "cpu",
     on_step: OnStep | None = None,
@@ -147,6 +186,7 @@ def measure(
       skeleton: the original model.
       directory: the written checkpoint.
       text: what to measure on.
+      windows: that text, as `windows_of` cut it.
       device: where to compute.
       on_step: called with (windows read, windows to read); each model's reading of a window counts.
 
@@ -156,7 +196,6 @@ def measure(
     """
     original = load_weights(skeleton).to(device)
     client = load_checked(skeleton, directory).to(device)
-    windows = windows_of(skeleton, text)
     rounded = prove_client(skeleton, directory, client, windows)
     if not skeleton.generates:
         return _measure_encoder(skeleton, original, client, text, rounded)
@@ -276,11 +315,14 @@ def _output_errors(
 def _measure_encoder(
     skeleton: Skeleton, original: nn.Module, client: nn.Module, text: Text, rounded: str | None
 ) -> Measured:
-    sentences = [line.strip() for line in text.text.splitlines() if len(line.strip()) >= 20][:SENTENCES]
-    tokenizer = load_tokenizer(skeleton)
+    sentences, tokenizer = sentences_of(text), load_tokenizer(skeleton)
     before, after = (
         getattr(model, "base_model", model) for model in (original, client)
     )  # without a head for some task
-    embeddings = compare_embeddings(embed(before, tokenizer, sentences), embed(after, tokenizer, sentences))
-    definition = f"mean-pooled, L2-normalised embeddings of {len(sentences)} lines of the text, at most 128 tokens each"
+    longest = default_context(skeleton.config, at_most=SENTENCE_TOKENS)
+    first, second = (embed(model, tokenizer, sentences, max_tokens=longest) for model in (before, after))
+    embeddings = compare_embeddings(first, second)
+    definition = (
+        f"mean-pooled, L2-normalised embeddings of {len(sentences)} lines of the text, at most {longest} tokens each"
+    )
     return Measured(definition=definition, embeddings=embeddings, output_errors={}, rounded_by_client=rounded)
