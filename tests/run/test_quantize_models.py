@@ -277,8 +277,12 @@ def test_a_model_whose_code_wants_float_weights_is_dequantized_on_loading(tmp_pa
     assert config["quantization_config"]["dequantize"] is True
 
 
-def test_such_a_model_with_two_schemes_is_refused_and_told_why(tmp_path: Path) -> None:
+def test_such_a_model_with_two_schemes_is_refused_before_the_work(tmp_path: Path) -> None:
     rules = recipe(tmp_path, "int4-g16", "compressed-tensors")  # a linear with 2 inputs has one scale a row
+    with pytest.raises(
+        hb.HalfbinError, match="transformers cannot load the result.*use one scheme for the whole model"
+    ):
+        hb.plan(zoo.directory_of("mamba"), recipe=rules)
     with pytest.raises(hb.HalfbinError, match="use one scheme for the whole model"):
         hb.quantize(zoo.directory_of("mamba"), tmp_path / "out", recipe=rules, evaluate=False)
     assert not (tmp_path / "out").exists()

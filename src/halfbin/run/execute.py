@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from halfbin.errors import DataError, FormatError, HalfbinError
 from halfbin.evaluation.layers import TensorError, rounding_sums
 from halfbin.formats.checkpoint import Checkpoint, open_checkpoint
-from halfbin.formats.safetensors import SafetensorsWriter
+from halfbin.formats.safetensors import SafetensorsWriter, write_hollow
 from halfbin.kernels.errors import ErrorSums
 from halfbin.kernels.threads import in_order
 from halfbin.models import targets
@@ -98,6 +98,18 @@ def execute(
     with laps.lap("reading back"):
         _read_back(directory, checksums)
     return Written({name: TensorError.of(sums) for name, sums in errors.items()}, tuple(shards), laps.seconds)
+
+
+def write_hollow_result(plan: Plan, directory: Path) -> None:
+    """What `execute` will write, with holes for numbers: enough to see whether a client will load it."""
+    pieces = _pieces(plan)
+    shards = _shards(pieces, SHARD_BYTES_MAX)
+    for file_name, names in shards.items():
+        specs = {part: spec for name in names for part, spec in pieces[name].items()}
+        write_hollow(directory / file_name, specs, {"format": "pt"})
+    if len(shards) > 1:
+        _write_index(directory, shards, pieces)
+    _write_config(plan, directory)
 
 
 @dataclass(frozen=True, slots=True)
