@@ -14,6 +14,7 @@ import typer
 
 from cli import fake_api
 from cli.conftest import Invoke
+from halfbin.cli import interruption
 from halfbin.cli.outcome import outcome
 from halfbin.errors import FormatError, HalfbinError, OutputError, SchemeError
 from halfbin.run.report import Report
@@ -55,6 +56,26 @@ def test_a_missing_output_is_a_matter_of_usage(invoke: Invoke) -> None:
     result = invoke("quantize", "m")
     assert result.exit_code == 2 and "--dry-run" in result.stderr
     assert not fake_api.CALLS
+
+
+def test_an_interruption_that_a_library_turned_into_an_error_is_one_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(interruption, "_arrived", [signal.SIGINT])
+    with pytest.raises(typer.Exit) as caught, outcome():
+        raise RecursionError("in the middle of an import")
+    said = capsys.readouterr().err
+    assert caught.value.exit_code == 130 and "interrupted" in said and "Traceback" not in said
+
+
+def test_before_the_work_an_interruption_ends_the_program_whatever_a_library_would_make_of_it() -> None:
+    swallowed = "try: os.kill(os.getpid(), signal.SIGINT)\nexcept BaseException: pass\nprint('it went on')"
+    program = f"import os, signal\nfrom halfbin.cli import interruption\ninterruption.listen()\n{swallowed}"
+    source = {"PYTHONPATH": str(ROOT / "src")}
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, env=os.environ | source
+    )
+    assert (result.returncode, result.stdout) == (130, "") and result.stderr == "interrupted; nothing was written\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])

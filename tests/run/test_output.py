@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,8 +58,9 @@ def test_what_a_killed_run_left_is_removed(tmp_path: Path, source: Path) -> None
 def test_a_second_run_into_the_same_directory_is_refused_and_the_first_goes_on(tmp_path: Path, source: Path) -> None:
     with OutputDirectory(tmp_path / "out", source=source) as first:
         (first.work / REPORT_NAME).write_text("first")
-        with pytest.raises(OutputError, match="another run writes to the same output"):
-            OutputDirectory(tmp_path / "out", source=source, force=True)
+        second = OutputDirectory(tmp_path / "out", source=source, force=True)
+        with pytest.raises(OutputError, match="another run writes to the same output"), second:
+            pass
         first.commit()
     assert (tmp_path / "out" / REPORT_NAME).read_text() == "first"
     write(tmp_path / "out", source, "second", force=True)
@@ -74,6 +76,25 @@ def test_a_link_stays_a_link_and_what_it_points_to_is_written(tmp_path: Path, so
     assert (tmp_path / "out").is_symlink()
     assert (tmp_path / "disk" / "real" / REPORT_NAME).read_text() == "second"
     assert names(tmp_path) == ["disk", "disk/real", f"disk/real/{REPORT_NAME}", "model", "out"]
+
+
+@pytest.mark.parametrize("call", ["mkdir", "is_dir"])
+def test_ctrl_c_while_the_working_directory_is_made_leaves_none(
+    call: str, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, real = OutputDirectory(tmp_path / "a" / "out", source=source), getattr(Path, call)
+
+    def stopped(path: Path, *arguments: Any, **options: Any) -> Any:
+        found = real(path, *arguments, **options)
+        if path == output.work:
+            raise KeyboardInterrupt
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, call, stopped)
+        with pytest.raises(KeyboardInterrupt), output:
+            pass
+    assert names(tmp_path) == ["model"]
 
 
 @pytest.mark.parametrize("interrupted", [1, 2], ids=["first rename", "second rename"])

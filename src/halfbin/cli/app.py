@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
-from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
 
 from halfbin import __version__
-from halfbin.cli import quiet
+from halfbin.cli import interruption, quiet
 from halfbin.cli.demo import demo
 from halfbin.cli.evaluate import evaluate
 from halfbin.cli.inspect import inspect
@@ -60,10 +58,6 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr] # a replaced stream may not have it
-    signal.signal(signal.SIGTERM, _interrupt)
+    interruption.listen()
     app()
     raise SystemExit(0)  # Typer leaves by itself; this is for the type checker
-
-
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt

@@ -20,12 +20,12 @@ from pathlib import Path
 import typer
 
 from halfbin import __version__
+from halfbin.cli import interruption
 from halfbin.cli.screen import plain, remarks
 from halfbin.errors import HalfbinError
 
 MENDABLE = 1
 FAULT = 70
-INTERRUPTED = 130
 PIPE_CLOSED = 141
 
 
@@ -38,13 +38,14 @@ def outcome(output: Path | None = None) -> Iterator[None]:
     """
     before = _last_written(output)
     try:
-        yield
+        with _undisguised():
+            yield
     except HalfbinError as error:
         _complain(str(error))
         raise typer.Exit(MENDABLE) from None
     except KeyboardInterrupt:
         _say_interrupted(output, before)
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(interruption.INTERRUPTED) from None
     except BrokenPipeError:
         # Python flushes stdout once more at its end, and would complain then.
         with contextlib.suppress(OSError, ValueError):
@@ -64,6 +65,17 @@ def outcome(output: Path | None = None) -> Iterator[None]:
             "please report it with the lines above and the command"
         )
         raise typer.Exit(FAULT) from None
+
+
+@contextlib.contextmanager
+def _undisguised() -> Iterator[None]:
+    """Whatever is raised once a signal has interrupted the program is that interruption."""
+    try:
+        yield
+    except Exception as error:
+        if interruption.arrived():
+            raise KeyboardInterrupt from error
+        raise
 
 
 def _complain(message: str) -> None:

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.table import Column
 from rich.text import Text
 
+from halfbin.cli import interruption
 from halfbin.cli.quiet import no_foreign_bars
 from halfbin.cli.screen import remarks
 from halfbin.run.events import Event, OnEvent
@@ -22,6 +23,7 @@ def progress() -> Iterator[OnEvent | None]:
 
     What libraries print to stdout meanwhile goes to stderr, so that stdout holds the result alone.
     """
+    interruption.work_starts()
     with contextlib.redirect_stdout(sys.stderr), no_foreign_bars():
         if not sys.stderr.isatty():
             yield None

@@ -27,7 +27,7 @@ class OutputDirectory:
     """A context manager: write into `.work`, call `commit()`; leaving without it removes what was written."""
 
     def __init__(self, target: Path, *, source: Path, force: bool = False) -> None:
-        """Check that `target` may be written, and make the working directory beside it.
+        """Check that `target` may be written; the working directory beside it is made on entering.
 
         Args:
           target: the directory to make; it may exist only if empty, or, with `force`, if halfbin wrote it.
@@ -44,13 +44,7 @@ class OutputDirectory:
         _put_back(self._replaced, self.target)
         _require_free(self.target, force)
         self._made = [parent for parent in self.target.parents if not parent.exists()]  # the innermost first
-        try:
-            self.target.parent.mkdir(parents=True, exist_ok=True)
-            _remove_abandoned(self.work)
-            self.work.mkdir()
-            self._handle = _lock(self.work)
-        except OSError as error:
-            raise OutputError(f"cannot write to {self.target.parent}: {error.strerror}; choose another -o") from error
+        self._handle = -1
 
     def commit(self) -> None:
         """Give the finished directory its name; the replaced one, if any, goes only after that."""
@@ -69,16 +63,39 @@ class OutputDirectory:
         _sync_directory(self.target.parent)
 
     def __enter__(self) -> OutputDirectory:
+        """Make and lock the working directory.
+
+        Raises:
+          OutputError: it cannot be made, or another run has it.
+        """
+        try:
+            self.target.parent.mkdir(parents=True, exist_ok=True)
+            _remove_abandoned(self.work)
+            self.work.mkdir()
+            self._handle = _lock(self.work)
+        except OutputError:
+            raise
+        except KeyboardInterrupt:  # a `with` leaves only what it has entered
+            self._clean_up()
+            raise
+        except OSError as error:
+            if not isinstance(error, FileExistsError):  # else a run that was faster has just made it
+                self._clean_up()
+            raise OutputError(f"cannot write to {self.target.parent}: {error.strerror}; choose another -o") from error
         return self
+
+    def _clean_up(self) -> None:
+        shutil.rmtree(self.work, ignore_errors=True)
+        if self._handle >= 0:
+            os.close(self._handle)
+        with contextlib.suppress(OSError):  # they hold the result, or something else by now
+            for parent in self._made:
+                parent.rmdir()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        shutil.rmtree(self.work, ignore_errors=True)
-        os.close(self._handle)
-        with contextlib.suppress(OSError):  # they hold the result, or something else by now
-            for parent in self._made:
-                parent.rmdir()
+        self._clean_up()
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(self.target.parent).free
             raise OutputError(
