@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from halfbin.errors import FormatError, OutputError
-from halfbin.formats.safetensors import DTYPES, SafetensorsFile, SafetensorsWriter, Specs, header_bytes
+from halfbin.formats.safetensors import DTYPES, SafetensorsFile, SafetensorsWriter, Specs, header_bytes, write_hollow
 
 SHAPES = [(), (0,), (1,), (3,), (0, 5), (4, 0), (2, 3), (5, 2, 4)]
 THEIRS = {name: dtype for name, dtype in DTYPES.items() if name != "F4"}  # the library's torch side cannot load F4
@@ -288,3 +288,13 @@ def test_places_that_cannot_be_written_say_so(tmp_path: Path) -> None:
         SafetensorsWriter(tmp_path / "missing" / "file", {})
     with pytest.raises(OutputError, match="is a directory"):
         SafetensorsWriter(tmp_path, {})
+
+
+def test_a_hollow_file_has_the_header_and_takes_no_room(tmp_path: Path) -> None:
+    path = tmp_path / "hollow.safetensors"
+    write_hollow(path, {"a": (torch.float32, (1000, 1000)), "b": (torch.int8, (3,))}, {"format": "pt"})
+    with SafetensorsFile(path) as file:
+        assert file.tensors["a"].shape == (1000, 1000)
+        assert not file.read("a").any()
+    assert path.stat().st_size > 4_000_000
+    assert path.stat().st_blocks * 512 < 100_000

@@ -79,6 +79,7 @@ def example_report(num_layers: int = 5) -> Report:
         output="stories-int4",
         recipe="int4",
         layout="compressed-tensors",
+        model_class="LlamaForCausalLM",
         before=Quality(bytes=sum(s.bytes_before for s in sites) + 4000, perplexity=3.9631, nll=1.37703),
         after=Quality(bytes=sum(s.bytes_after for s in sites) + 4000, perplexity=4.5690, nll=1.51929),
         after_default_load=DefaultLoad(dtype="bfloat16", perplexity=4.5712, nll=1.51977),

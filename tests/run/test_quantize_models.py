@@ -245,11 +245,16 @@ def test_what_stands_beside_the_weights_is_carried_over(tmp_path: Path) -> None:
         (source / path.name).write_bytes(path.read_bytes())
     for file in ("tokenizer.json", "LICENSE", "chat_template.jinja"):
         (source / file).write_text(f"the {file}")
+    (source / "1_Pooling").mkdir()
+    (source / "1_Pooling" / "config.json").write_text("{}")
+    (source / "onnx").mkdir()
+    (source / "onnx" / "model.onnx").write_bytes(b"weights")
     (source / "modeling_evil.py").write_text("raise SystemExit")
     hb.quantize(source, tmp_path / "out", recipe="int8", evaluate=False)
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"tokenizer.json", "LICENSE", "chat_template.jinja", "generation_config.json"} <= names
-    assert "modeling_evil.py" not in names
+    assert not {"modeling_evil.py", "onnx"} & names
+    assert (tmp_path / "out" / "1_Pooling" / "config.json").read_text() == "{}"
     assert (tmp_path / "out" / "tokenizer.json").read_text() == "the tokenizer.json"
 
 
@@ -273,8 +278,12 @@ def test_a_model_whose_code_wants_float_weights_is_dequantized_on_loading(tmp_pa
     assert config["quantization_config"]["dequantize"] is True
 
 
-def test_such_a_model_with_two_schemes_is_refused_and_told_why(tmp_path: Path) -> None:
+def test_such_a_model_with_two_schemes_is_refused_before_the_work(tmp_path: Path) -> None:
     rules = recipe(tmp_path, "int4-g16", "compressed-tensors")  # a linear with 2 inputs has one scale a row
+    with pytest.raises(
+        hb.HalfbinError, match="transformers cannot load the result.*use one scheme for the whole model"
+    ):
+        hb.plan(zoo.directory_of("mamba"), recipe=rules)
     with pytest.raises(hb.HalfbinError, match="use one scheme for the whole model"):
         hb.quantize(zoo.directory_of("mamba"), tmp_path / "out", recipe=rules, evaluate=False)
     assert not (tmp_path / "out").exists()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from halfbin.errors import FormatError
+from halfbin.run.loading import snippet
 from halfbin.run.report import Divergence, ErrorSize, Quality, Report, SiteReport
 from run.example_report import example_report
 
@@ -171,3 +172,15 @@ def test_the_headline_names_sizes_and_cost() -> None:
     text = str(example_report())
     assert "stories260K: 1.04 MB -> 194 kB (5.36× smaller)" in text
     assert "perplexity 3.963 -> 4.569 +15.29 %" in text and "KL 0.143" in text
+
+
+@pytest.mark.parametrize(
+    ("model_class", "line"),
+    [
+        ("LlamaForCausalLM", "from transformers import AutoModelForCausalLM, AutoTokenizer"),
+        ("BertModel", "from transformers import AutoTokenizer, BertModel"),
+        ("", "from transformers import AutoModel, AutoTokenizer"),
+    ],
+)
+def test_the_lines_that_load_it_name_the_class_that_it_is_of(model_class: str, line: str) -> None:
+    assert snippet("compressed-tensors", "out", model_class).startswith(line)

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import RenderableType
 from rich.table import Table
 
-from halfbin.cli.screen import facts, page, plain
+from halfbin.cli.screen import BLANK, facts, page, plain
 from halfbin.evaluation import Comparison, Perplexity
 from halfbin.run import jsonable
 from halfbin.run.wording import change, count, number, percent
@@ -48,7 +48,7 @@ def judgement_table(found: Comparison | Perplexity, text: str, a: str, b: str | 
             )
     else:
         _add_comparison(table, found, a, b or "")
-    return page(table, *_how(found, text))
+    return page(table, BLANK, _how(found, text))
 
 
 def _add_comparison(table: Table, found: Comparison, a: str, b: str) -> None:
@@ -64,14 +64,14 @@ def _add_comparison(table: Table, found: Comparison, a: str, b: str) -> None:
     table.add_row("top-1 agreement", agreement, plain("of tokens keep their first choice", "dim"))
 
 
-def _how(found: Comparison | Perplexity, text: str) -> list[RenderableType]:
+def _how(found: Comparison | Perplexity, text: str) -> Table:
     """Without it the numbers compare with nothing."""
     table = facts()
     table.add_row("measured on", plain(f"{text}, {count(found.num_tokens, 'token')} scored"))
     if found.definition is not None:
         table.add_row("", plain(found.definition.words, "dim"))
     table.add_row("", plain(f"computed in {DTYPE}, from weights that halfbin dequantized", "dim"))
-    return [table]
+    return table
 
 
 def _perplexity_json(found: Perplexity) -> dict[str, Any]:

@@ -125,4 +125,4 @@ def _how_to_load(report: Report) -> Table:
 
 def _snippet(report: Report) -> list[Text]:
     """At the left edge, so that it can be copied into a Python prompt."""
-    return [plain(line, "cyan") for line in snippet(report.layout, report.output).split("\n")]
+    return [plain(line, "cyan") for line in snippet(report.layout, report.output, report.model_class).split("\n")]

@@ -35,7 +35,16 @@ from torch import Tensor
 from halfbin.errors import FormatError, OutputError, did_you_mean
 from halfbin.formats._safetensors_header import DTYPES, HEADER_BYTES_MAX, NAMES, Specs, TensorInfo, layout, parse
 
-__all__ = ["DTYPES", "NAMES", "SafetensorsFile", "SafetensorsWriter", "Specs", "TensorInfo", "header_bytes"]
+__all__ = [
+    "DTYPES",
+    "NAMES",
+    "SafetensorsFile",
+    "SafetensorsWriter",
+    "Specs",
+    "TensorInfo",
+    "header_bytes",
+    "write_hollow",
+]
 
 IO_BYTES = 1 << 30  # one call moves at most about 2 GiB on Linux
 
@@ -233,6 +242,17 @@ class SafetensorsWriter:
 def header_bytes(tensors: Specs, metadata: Mapping[str, str] | None = None) -> int:
     """How many bytes the header of a file with these tensors takes, the leading length included."""
     return len(layout(tensors, metadata)[0])
+
+
+def write_hollow(path: Path, tensors: Specs, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a file with the header of these tensors and a hole where their data would be: it takes no disk space.
+
+    Raises:
+      OutputError: the format cannot hold a tensor.
+    """
+    header, infos = layout(tensors, metadata)
+    path.write_bytes(header)
+    os.truncate(path, max((info.end for info in infos.values()), default=len(header)))
 
 
 def _require_little_endian(path: Path) -> None:

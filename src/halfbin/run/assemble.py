@@ -63,6 +63,7 @@ def assemble(
         timings=seconds,
         peak_memory_bytes=peak_memory_bytes,
         warnings=(*finished.warnings, *_remarks(plan)),
+        model_class=plan.skeleton.model_class.__name__,
     )
 
 

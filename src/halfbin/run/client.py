@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from halfbin.errors import ModelError
-from halfbin.formats.read import open_quantized
-from halfbin.models import Skeleton, check_as_client
-from halfbin.run.execute import write_json
+from halfbin.models import check_as_client
+from halfbin.planning import Plan
+from halfbin.run.execute import write_hollow_result, write_json
 
 
-def settle_client(skeleton: Skeleton, directory: Path) -> str | None:
+def foresee_client(plan: Plan) -> None:
+    """Refuse a plan whose result transformers would not load, before anything is read or written.
+
+    Raises:
+      ModelError: as `settle_client`.
+    """
+    with tempfile.TemporaryDirectory(prefix="halfbin-") as folder:
+        try:
+            write_hollow_result(plan, Path(folder))
+        except OSError:  # no room for holes of this size there; the written files are checked all the same
+            return
+        try:
+            settle_client(plan, Path(folder))
+        except ModelError as error:
+            raise ModelError(str(error).replace(folder, "the result")) from error
+
+
+def settle_client(plan: Plan, directory: Path) -> str | None:
     """Check that transformers loads `directory`, at no cost in memory; nothing to check for halfbin's own layout.
 
     Some models' code asks its linears for a float `weight`, which they do not have while their codes are packed. Then
@@ -24,17 +42,16 @@ def settle_client(skeleton: Skeleton, directory: Path) -> str | None:
     Raises:
       ModelError: it does not load either way; the message says what to do.
     """
-    with open_quantized(directory) as checkpoint:
-        if checkpoint.layout_name == "halfbin":
-            return None
+    if plan.layout.name == "halfbin":
+        return None
     try:
-        check_as_client(skeleton, directory)
+        check_as_client(plan.skeleton, directory)
         return None
     except ModelError as error:
         if not _dequantize_while_loading(directory):
             raise _hopeless(error) from error
     try:
-        check_as_client(skeleton, directory)
+        check_as_client(plan.skeleton, directory)
     except ModelError as error:
         raise _hopeless(error) from error
     return (

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from halfbin.errors import DataError, FormatError, HalfbinError
 from halfbin.evaluation.layers import TensorError, rounding_sums
 from halfbin.formats.checkpoint import Checkpoint, open_checkpoint
-from halfbin.formats.safetensors import SafetensorsWriter
+from halfbin.formats.safetensors import SafetensorsWriter, write_hollow
 from halfbin.kernels.errors import ErrorSums
 from halfbin.kernels.threads import in_order
 from halfbin.models import targets
@@ -98,6 +98,18 @@ def execute(
     with laps.lap("reading back"):
         _read_back(directory, checksums)
     return Written({name: TensorError.of(sums) for name, sums in errors.items()}, tuple(shards), laps.seconds)
+
+
+def write_hollow_result(plan: Plan, directory: Path) -> None:
+    """What `execute` will write, with holes for numbers: enough to see whether a client will load it."""
+    pieces = _pieces(plan)
+    shards = _shards(pieces, SHARD_BYTES_MAX)
+    for file_name, names in shards.items():
+        specs = {part: spec for name in names for part, spec in pieces[name].items()}
+        write_hollow(directory / file_name, specs, {"format": "pt"})
+    if len(shards) > 1:
+        _write_index(directory, shards, pieces)
+    _write_config(plan, directory)
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,12 +273,17 @@ def write_json(path: Path, value: object) -> None:
 
 
 def _carry_over(source: Path, directory: Path) -> None:
-    """Copy tokenizer, generation config, licence and the like: every small file that holds neither weights nor code."""
-    for entry in sorted(source.iterdir()):
-        unwanted = entry.name == "config.json" or entry.name.endswith(WEIGHT_FILES) or entry.name.startswith(".")
-        ours = entry.name in ("report.json", "report.html")
-        if entry.is_file() and not unwanted and not ours and entry.stat().st_size <= CARRIED_BYTES_MAX:
-            shutil.copyfile(entry, directory / entry.name)
+    """Copy tokenizer, generation config, licence and the like: every small file that holds neither weights nor code.
+
+    One level of folders too, as sentence-transformers keeps the settings of its pooling in one.
+    """
+    for path in sorted([*source.glob("*"), *source.glob("*/*")]):
+        name = path.relative_to(source)
+        ours = str(name) in ("config.json", "report.json", "report.html")
+        unwanted = path.name.endswith(WEIGHT_FILES) or any(part.startswith(".") for part in name.parts)
+        if path.is_file() and not unwanted and not ours and path.stat().st_size <= CARRIED_BYTES_MAX:
+            (directory / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, directory / name)
 
 
 def _read_back(directory: Path, checksums: Mapping[str, int]) -> None:

@@ -30,7 +30,7 @@ def render(report: Report) -> str:
             report=report,
             plots=plots(report),
             histograms=histogram_plots(report),
-            snippet=snippet(report.layout, report.output),
+            snippet=snippet(report.layout, report.output, report.model_class),
             needs=needs(report.layout),
             has_output_errors=any(site.output_error for site in report.sites),
             largest_error=max((_relative(site.weight_error) for site in report.quantized), default=0.0),

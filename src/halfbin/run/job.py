@@ -16,7 +16,7 @@ from halfbin.models import open_skeleton, require_fit
 from halfbin.planning import Plan, load_recipe, make_plan
 from halfbin.run import html
 from halfbin.run.assemble import Finished, assemble
-from halfbin.run.client import settle_client
+from halfbin.run.client import foresee_client, settle_client
 from halfbin.run.device import require_device
 from halfbin.run.events import Event, OnEvent
 from halfbin.run.execute import Written, execute
@@ -87,6 +87,7 @@ def planned(job: Job) -> Iterator[tuple[Plan, Checkpoint]]:
         layout = layout_named(job.layout or recipe.layout, skeleton.dtype)
         found = make_plan(skeleton, checkpoint, recipe, layout)
         require_fit(skeleton, checkpoint)
+        foresee_client(found)
         yield found, checkpoint
 
 
@@ -126,7 +127,7 @@ def _carry_out(job: Job, plan: Plan, checkpoint: Checkpoint, work: Path, *, text
         written = execute(plan, checkpoint, work, device=job.device, on_step=step)
     with clock.stage("checking", "models") as step:
         step(0, 1)
-        settled = settle_client(plan.skeleton, work)
+        settled = settle_client(plan, work)
         step(1, 1)
     measured: Measured | None = None
     if windows is not None:

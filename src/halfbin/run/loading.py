@@ -10,9 +10,9 @@ model = hb.load({path})
 tokenizer = AutoTokenizer.from_pretrained({path})"""
 
 TRANSFORMERS = """\
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {imports}
 
-model = AutoModelForCausalLM.from_pretrained({path})
+model = {model_class}.from_pretrained({path})
 tokenizer = AutoTokenizer.from_pretrained({path})"""
 
 NEEDS = {
@@ -22,10 +22,12 @@ NEEDS = {
 }
 
 
-def snippet(layout: str, output: str | None) -> str:
-    """Python that loads the checkpoint at `output`, written in `layout`."""
+def snippet(layout: str, output: str | None, model_class: str) -> str:
+    """Python that loads the checkpoint at `output`, written in `layout`, of a transformers class."""
     template = HALFBIN if layout == "halfbin" else TRANSFORMERS
-    return template.format(path=repr(output or "OUT"))
+    known = "AutoModelForCausalLM" if model_class.endswith("ForCausalLM") else model_class or "AutoModel"
+    imports = ", ".join(sorted({known, "AutoTokenizer"}))
+    return template.format(path=repr(output or "OUT"), model_class=known, imports=imports)
 
 
 def needs(layout: str) -> str:

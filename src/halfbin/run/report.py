@@ -148,6 +148,7 @@ class Report:
     """What a run did and what it cost.
 
     model, output: as the user named them.  recipe: its name or file.  layout: how the weights lie on disk.
+    model_class: the transformers class that the checkpoint is of.
     num_parameters: elements of the whole checkpoint, sites and everything else.
     sites: in the model's order, also those left alone.
     timings: seconds per stage, in order.  peak_memory_bytes: highest anonymous resident memory of the process.
@@ -170,6 +171,7 @@ class Report:
     timings: Mapping[str, float] = field(default_factory=dict)
     peak_memory_bytes: int | None = None
     warnings: tuple[str, ...] = ()
+    model_class: str = ""
 
     @property
     def bytes_before(self) -> int:
