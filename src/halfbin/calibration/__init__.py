@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from halfbin.calibration.input_statistics import InputStatistics
 from halfbin.calibration.second_moment import SecondMoment
 
-__all__ = ["SecondMoment"]
+__all__ = ["InputStatistics", "SecondMoment"]

@@ -59,6 +59,11 @@ class SecondMoment:
         self._sum += later._sum
         self.num_tokens += later.num_tokens
 
+    def divide(self, scale: Tensor) -> None:
+        """Make of this the second moment of x / scale, float64 [num_features]."""
+        self._sum /= scale[:, None]
+        self._sum /= scale
+
     def matrix(self) -> Tensor:
         """sum x x^T, float64 [num_features, num_features], symmetric to the bit."""
         upper = self._sum.triu()

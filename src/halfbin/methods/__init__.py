@@ -13,8 +13,7 @@ from halfbin.tensor.qtensor import QTensor
 from halfbin.tensor.scheme import Scheme
 
 METHODS: dict[str, Callable[[Tensor, Scheme], QTensor]] = {"rtn": rtn, "hqq": hqq}
-TILEWISE = frozenset(
-    {"rtn", "hqq"}
-)  # these look at no other tile, so rows of whole tiles may be given one after the other
+CALIBRATED = ("gptq",)  # these ask for statistics of the layer's inputs
+TILEWISE = frozenset(METHODS)  # these look at no other tile, so rows of whole tiles may come one after the other
 
-__all__ = ["METHODS", "TILEWISE", "Factor", "factorise", "gptq", "hqq", "rtn"]
+__all__ = ["CALIBRATED", "METHODS", "TILEWISE", "Factor", "factorise", "gptq", "hqq", "rtn"]

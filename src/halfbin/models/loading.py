@@ -76,7 +76,7 @@ def require_fit(skeleton: Skeleton, weights: Weights) -> None:
 
 
 def _filled(skeleton: Skeleton, weights: Mapping[str, Any], options: Mapping[str, Any]) -> nn.Module:
-    with _quietly():
+    with quietly():
         loaded, info = skeleton.model_class.from_pretrained(
             None, config=skeleton.config, state_dict=dict(weights), **TELL, **options
         )
@@ -117,7 +117,7 @@ def _load_as_client(
     skeleton: Skeleton, directory: Path, options: Mapping[str, Any]
 ) -> tuple[nn.Module, Mapping[str, Any]]:
     try:
-        with _quietly():
+        with quietly():
             found: tuple[nn.Module, Mapping[str, Any]] = skeleton.model_class.from_pretrained(
                 str(directory), local_files_only=True, **TELL, **options
             )
@@ -173,7 +173,7 @@ def _belongs(model: nn.Module, key: str) -> bool:
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Without the libraries' own progress bars and remarks; progress is the caller's to show, and outcomes are checked."""
     shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()

@@ -15,6 +15,7 @@ import torch
 from halfbin.errors import ModelError, RecipeError, SchemeError, did_you_mean
 from halfbin.formats.checkpoint import Checkpoint
 from halfbin.formats.layout import WeightLayout
+from halfbin.methods import CALIBRATED
 from halfbin.models import Site, Skeleton, find_sites, read_config
 from halfbin.numerics.formats import IntegerFormat
 from halfbin.numerics.scales import ScaleFormat
@@ -38,6 +39,12 @@ class SitePlan:
     reason: str  # the rule that decided, or why the site stays as it is
     bytes_before: int
     bytes_after: int
+    transforms: tuple[str, ...] = ()
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether calibration data decide about its codes."""
+        return self.quantized and (self.method in CALIBRATED or bool(self.transforms))
 
     @property
     def quantized(self) -> bool:
@@ -58,6 +65,7 @@ class SitePlan:
             "weights": self.spelled,
             "quantized": self.quantized,
             "method": self.method if self.quantized else None,
+            "transforms": list(self.transforms) if self.quantized else [],
             "reason": self.reason,
             "bytes_before": self.bytes_before,
             "bytes_after": self.bytes_after,
@@ -93,6 +101,11 @@ class Plan:
         """
         largest = max((_working_bytes(s) for s in self.sites if s.quantized), default=0)
         return largest + min(IN_FLIGHT_BYTES, self.bytes_before + self.bytes_after)
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether calibration data are needed."""
+        return any(site.needs_data for site in self.sites)
 
     @property
     def schemes(self) -> dict[str, Scheme]:
@@ -192,8 +205,9 @@ def _plan_site(site: Site, recipe: Recipe, layout: WeightLayout) -> SitePlan:
         after = sum(num_bytes(*spec) for spec in layout.tensors(site.tensor, site.shape, weights).values())
     else:
         after = num_bytes(weights or site.dtype, site.shape)
-    method, estimator = (rule.method, rule.estimator) if rule else ("rtn", "minmax")
-    return SitePlan(site, weights, method, estimator, reason, before, after)
+    if rule is None:
+        return SitePlan(site, weights, "rtn", "minmax", reason, before, after)
+    return SitePlan(site, weights, rule.method, rule.estimator, reason, before, after, rule.transforms)
 
 
 def _decide(site: Site, rule: Rule | None, recipe: Recipe, layout: WeightLayout) -> tuple[Weights, str]:

@@ -13,7 +13,8 @@
     [[rule]]
     match = "*"
     weights = "int4-g128"
-    method = "hqq"                     # "rtn" unless said otherwise
+    method = "gptq"                    # "rtn" unless said otherwise; "hqq", and "gptq", which needs calibration data
+    transforms = ["awq"]               # rewrites of the float model before that: "awq", "smoothquant"; data too
 
 Embeddings, output heads and routers are protected: a glob with a wildcard passes them by, and only their full name or
 their role ("role:head") reaches them. What no rule matches stays as it is. A rule for a name that no site of the model has
@@ -45,7 +46,7 @@ import torch
 from torch import Tensor
 
 from halfbin.errors import RecipeError, SchemeError, did_you_mean
-from halfbin.methods import METHODS, rtn
+from halfbin.methods import CALIBRATED, METHODS, rtn
 from halfbin.models import Site
 from halfbin.numerics import ESTIMATORS
 from halfbin.tensor.qtensor import QTensor
@@ -58,6 +59,8 @@ CASTS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _CAST_NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}  # what others call them
 LAYOUTS = ("compressed-tensors", "halfbin", "safetensors")
 RECIPE_BYTES_MAX = 2**20
+TRANSFORMS = ("awq", "smoothquant")
+RANGED = ("rtn", "gptq")  # methods whose ranges an estimator chooses
 
 Weights: TypeAlias = Scheme | torch.dtype | None  # a scheme to round to, a type to cast to, or None: keep
 
@@ -71,6 +74,7 @@ class Rule:
     scale_is_stated: bool = True  # False: scales take the model's own type
     method: str = "rtn"
     estimator: str = "minmax"
+    transforms: tuple[str, ...] = ()
 
     def fits(self, site: Site) -> bool:
         """Whether this rule speaks of `site`; protected roles must be meant, not swept up."""
@@ -164,7 +168,7 @@ def parse_recipe(text: str, *, source: str) -> Recipe:
 def _rule(raw: object, where: str) -> Rule:
     if not isinstance(raw, dict):
         raise RecipeError(f"{where}: expected a table with match and weights, got {raw!r}")
-    _known_keys(raw, ("match", "weights", "method", "estimator"), where)
+    _known_keys(raw, ("match", "weights", "method", "estimator", "transforms"), where)
     for key in ("match", "weights"):
         if not isinstance(raw.get(key), str):
             raise RecipeError(f"{where}: {key} = {raw.get(key)!r} is missing or no text; see halfbin's presets")
@@ -172,11 +176,13 @@ def _rule(raw: object, where: str) -> Rule:
     kind, _, value = match.partition(":")
     if kind == "role" and value not in ROLES:
         raise RecipeError(f"{where}: {value!r} is no role{did_you_mean(value, ROLES)}")
-    method = _choice(raw, "method", tuple(METHODS), "rtn", where)
-    if method != "rtn" and "estimator" in raw:
-        raise RecipeError(f"{where}: estimator goes with method rtn; {method} chooses its ranges itself: leave it out")
+    method = _choice(raw, "method", (*METHODS, *CALIBRATED), "rtn", where)
+    if method not in RANGED and "estimator" in raw:
+        raise RecipeError(
+            f"{where}: estimator goes with {' and '.join(RANGED)}; {method} chooses its ranges itself: leave it out"
+        )
     target = _weights(weights, where)
-    idle = next((key for key in ("method", "estimator") if key in raw), None)
+    idle = next((key for key in ("method", "estimator", "transforms") if key in raw), None)
     if idle and not isinstance(target, Scheme):
         raise RecipeError(
             f"{where}: {idle} = {raw[idle]!r} says how to round, but weights = {weights!r} rounds nothing"
@@ -187,7 +193,18 @@ def _rule(raw: object, where: str) -> Rule:
         scale_is_stated=states_scale(weights),
         method=method,
         estimator=_choice(raw, "estimator", tuple(ESTIMATORS), "minmax", where),
+        transforms=_transforms(raw, where),
     )
+
+
+def _transforms(raw: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    given = raw.get("transforms", [])
+    if not isinstance(given, list):
+        raise RecipeError(f"{where}: transforms = {given!r} must be a list, such as [{TRANSFORMS[0]!r}]")
+    for name in given:
+        if name not in TRANSFORMS:
+            raise RecipeError(f"{where}: {name!r} is no transform{did_you_mean(str(name), TRANSFORMS)}")
+    return tuple(dict.fromkeys(given))
 
 
 def _weights(text: str, where: str) -> Weights:

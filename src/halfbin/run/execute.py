@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -20,20 +20,37 @@ from halfbin.formats.checkpoint import Checkpoint, open_checkpoint
 from halfbin.formats.safetensors import SafetensorsWriter, write_hollow
 from halfbin.kernels.errors import ErrorSums
 from halfbin.kernels.threads import in_order
+from halfbin.methods import CALIBRATED
 from halfbin.models import targets
 from halfbin.planning import Plan, SitePlan
 from halfbin.planning.plan import IN_FLIGHT_BYTES, num_bytes
 from halfbin.planning.recipe import rounding
+from halfbin.run.blockwise import Rounded, quantize_blocks
 from halfbin.run.laps import Laps
 from halfbin.run.slabs import SlabWriter, checksum, read_slab, row_step, slabs
-from halfbin.tensor.qtensor import require_finite
+from halfbin.tensor.qtensor import QTensor, require_finite
 from halfbin.tensor.scheme import Scheme
 
 SHARD_BYTES_MAX = 5 * 10**9  # what transformers and the hub cut at
 WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".index.json", ".py")
 CARRIED_BYTES_MAX = 200 * 2**20  # a tokenizer has a few MB
 
-Specs = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+OnStep: TypeAlias = Callable[[int, int], None]
+Specs: TypeAlias = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """What is known of a tensor that was decided by data.
+
+    transformed:  its values were changed before it was rounded, so it does not compare with the original's.
+    output_error: of the site's outputs on the calibration data; None where none was seen.
+    remarks:      in words.
+    """
+
+    transformed: bool
+    output_error: TensorError | None
+    remarks: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +59,7 @@ class Written:
 
     errors: Mapping[str, TensorError]
     files: tuple[str, ...]
+    calibrated: Mapping[str, Decided]  # what data decided, by name on disk
     # Reading, rounding (and packing) and comparing go on in several threads at once, and are the sum of theirs;
     # writing and reading back follow the clock.
     seconds: Mapping[str, float]
@@ -53,8 +71,10 @@ def execute(
     directory: Path,
     *,
     device: str = "cpu",
+    batches: Sequence[Tensor] = (),
     shard_bytes: int = SHARD_BYTES_MAX,
-    on_step: Callable[[int, int], None] | None = None,
+    on_step: OnStep | None = None,
+    on_block: OnStep | None = None,
 ) -> Written:
     """Write the quantized checkpoint into `directory`.
 
@@ -63,8 +83,10 @@ def execute(
       checkpoint: the float weights.
       directory: an empty directory.
       device: where weights are rounded.
+      batches: calibration samples, int64 [num_samples, length] each; needed where the plan needs data.
       shard_bytes: the largest weight file, unless one tensor alone is larger.
       on_step: called with (input bytes done, input bytes in all) after each slab of rows.
+      on_block: called with (blocks done, blocks in all), where there are calibration samples.
 
     Raises:
       DataError: a weight holds NaN or infinity, or overflows a 16-bit cast; names the tensor.
@@ -73,31 +95,98 @@ def execute(
     pieces = _pieces(plan)
     shards = _shards(pieces, shard_bytes)
     worker = _Worker(plan, checkpoint, device)
-    errors: dict[str, ErrorSums] = {}
-    checksums: dict[str, int] = {}
-    laps, done = Laps(), 0
-    for file_name, names in shards.items():
-        specs = {part: spec for name in names for part, spec in pieces[name].items()}
-        with SafetensorsWriter(directory / file_name, specs, {"format": "pt"}) as writer:
-            output = SlabWriter(writer)
-            tasks = itertools.chain.from_iterable(worker.tasks(name, pieces[name]) for name in names)
-            for task, slab in in_order(tasks, worker.work, num_bytes=_Task.num_bytes, in_flight=IN_FLIGHT_BYTES):
-                with laps.lap("writing"):
-                    output.append(slab.parts)
-                laps.add(slab.laps)
-                if slab.sums is not None:
-                    errors[task.name] = errors.get(task.name, ErrorSums()) + slab.sums
-                done += task.input_bytes
-                if on_step:
-                    on_step(done, plan.bytes_before)
-        checksums |= output.checksums
+    with _Output(directory, pieces, shards) as output:
+        if plan.needs_data:
+            quantize_blocks(plan, checkpoint, batches, lambda r: output.take(r, plan), on_step=on_block)
+            output.note_unreached(plan)
+        done = sum(checkpoint.info(name).num_bytes for name in output.complete)
+        tasks = (task for name in pieces if name not in output.complete for task in worker.tasks(name, pieces[name]))
+        for task, slab in in_order(tasks, worker.work, num_bytes=_Task.num_bytes, in_flight=IN_FLIGHT_BYTES):
+            output.append(task.name, slab, last=task.last)
+            done += task.input_bytes
+            if on_step:
+                on_step(done, plan.bytes_before)
     if len(shards) > 1:
         _write_index(directory, shards, pieces)
     _write_config(plan, directory)
     _carry_over(plan.directory, directory)
-    with laps.lap("reading back"):
-        _read_back(directory, checksums)
-    return Written({name: TensorError.of(sums) for name, sums in errors.items()}, tuple(shards), laps.seconds)
+    with output.laps.lap("reading back"):
+        _read_back(directory, output.checksums)
+    errors = {name: TensorError.of(sums) for name, sums in output.errors.items()}
+    return Written(errors, tuple(shards), output.decided, output.laps.seconds)
+
+
+class _Output:
+    """The weight files, each open from its first tensor to its last; and what is known of what went into them.
+
+    complete: names of the input's tensors that are all there.
+    """
+
+    def __init__(self, directory: Path, pieces: Mapping[str, Specs], shards: Mapping[str, list[str]]) -> None:
+        self._directory, self._pieces = directory, pieces
+        self._file_of = {name: file for file, names in shards.items() for name in names}
+        self._missing = {file: set(names) for file, names in shards.items()}
+        self._open: dict[str, tuple[contextlib.ExitStack, SlabWriter]] = {}
+        self.complete: set[str] = set()
+        self.errors: dict[str, ErrorSums] = {}
+        self.decided: dict[str, Decided] = {}
+        self.checksums: dict[str, int] = {}
+        self.laps = Laps()
+
+    def take(self, rounded: Rounded, plan: Plan) -> None:
+        """Write a tensor that data decided."""
+        name, sums = rounded.name, None
+        if rounded.q is None:
+            parts: Mapping[str, Tensor] = {name: rounded.values}
+        else:
+            parts = plan.layout.encode(name, rounded.q) | plan.layout.fixed(name, rounded.q.shape, rounded.q.scheme)
+            sums = rounding_sums(rounded.values, rounded.q)
+        self.append(name, _Slab(parts, sums, Laps()), last=True)
+        self.decided[name] = Decided(rounded.transformed, rounded.output_error, rounded.remarks)
+
+    def note_unreached(self, plan: Plan) -> None:
+        """Say of sites that wanted data, and that no sample came by."""
+        unreached = Decided(False, None, ("rounded without data: no calibration sample reached it",))
+        missing = (s.site.tensor for s in plan.sites if s.needs_data and s.site.tensor not in self.complete)
+        self.decided |= dict.fromkeys(missing, unreached)
+
+    def append(self, name: str, slab: _Slab, *, last: bool) -> None:
+        """Write the next rows of a tensor."""
+        file = self._file_of[name]
+        with self.laps.lap("writing"):
+            self._writer(file).append(slab.parts)
+        self.laps.add(slab.laps)
+        if slab.sums is not None:
+            self.errors[name] = self.errors.get(name, ErrorSums()) + slab.sums
+        if last:
+            self.complete.add(name)
+            self._missing[file].discard(name)
+            if not self._missing[file]:
+                with self.laps.lap("writing"):
+                    self._close(file)
+
+    def _writer(self, file: str) -> SlabWriter:
+        if file not in self._open:
+            names = [name for name, owner in self._file_of.items() if owner == file]
+            specs = {part: spec for name in names for part, spec in self._pieces[name].items()}
+            stack = contextlib.ExitStack()
+            writer = stack.enter_context(SafetensorsWriter(self._directory / file, specs, {"format": "pt"}))
+            self._open[file] = (stack, SlabWriter(writer))
+        return self._open[file][1]
+
+    def _close(self, file: str) -> None:
+        stack, writer = self._open.pop(file)
+        stack.close()
+        self.checksums |= writer.checksums
+
+    def __enter__(self) -> _Output:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for stack, _ in self._open.values():
+            stack.__exit__(kind, error, trace)
 
 
 def write_hollow_result(plan: Plan, directory: Path) -> None:
@@ -112,6 +201,15 @@ def write_hollow_result(plan: Plan, directory: Path) -> None:
     _write_config(plan, directory)
 
 
+def data_free(planned: SitePlan) -> Callable[[Tensor, Scheme], QTensor]:
+    """How a site is rounded that no data reached: by its own method where that needs none, else to nearest."""
+    return rounding(_method(planned), planned.estimator)
+
+
+def _method(planned: SitePlan) -> str:
+    return "rtn" if planned.method in CALIBRATED else planned.method
+
+
 @dataclass(frozen=True, slots=True)
 class _Task:
     """Some rows of one tensor of the input."""
@@ -121,6 +219,7 @@ class _Task:
     input_bytes: int
     planned: SitePlan | None  # None: only the type changes, if at all
     dtype: torch.dtype  # what it is cast to when it is not rounded
+    last: bool  # no rows come after these
 
     def num_bytes(self) -> int:
         """Memory while it is worked on and until it is written: the input, codes, what is packed."""
@@ -151,10 +250,12 @@ class _Worker:
             dtype = specs[name][0]
         else:
             assert isinstance(planned.weights, Scheme)
-            step = row_step(planned.method, info.shape, planned.weights.granularity)
+            step = row_step(_method(planned), info.shape, planned.weights.granularity)
         row_bytes = info.num_bytes // max(1, info.shape[0]) if info.shape else info.num_bytes
+        num_rows = info.shape[0] if info.shape else 1
         for rows in slabs(info.shape, step, info.dtype.itemsize):
-            yield _Task(name, rows, row_bytes * (rows.stop - rows.start), planned, dtype)
+            last = rows.stop >= num_rows
+            yield _Task(name, rows, row_bytes * (rows.stop - rows.start), planned, dtype, last)
 
     def work(self, task: _Task) -> _Slab:
         """Read the rows and turn them into what will be written."""
@@ -172,7 +273,7 @@ class _Worker:
         scheme = planned.weights
         assert isinstance(scheme, Scheme)
         with laps.lap("rounding"):
-            q = rounding(planned.method, planned.estimator)(weight.to(self._device), scheme).to("cpu")
+            q = data_free(planned)(weight.to(self._device), scheme).to("cpu")
             parts = self._layout.encode(task.name, q)
             fixed = self._layout.fixed(task.name, planned.site.shape, scheme)
             kept = {part: rows for part, rows in parts.items() if part not in fixed}

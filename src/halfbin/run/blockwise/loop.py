@@ -1,0 +1,312 @@
+"""The loop over the blocks: load, observe, transform, round, put back, hand on, release."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from halfbin.calibration import InputStatistics
+from halfbin.errors import HalfbinError
+from halfbin.evaluation.layers import TensorError
+from halfbin.formats.checkpoint import Checkpoint
+from halfbin.models import Structure
+from halfbin.models.blocks import Block, find_blocks
+from halfbin.models.inputs import Inputs
+from halfbin.models.partial import PartialModel
+from halfbin.models.placement import Places, find_places
+from halfbin.models.probe import Consumer, Pair, Probe, find_pairs, unseen
+from halfbin.models.products import Place, Product, Watch
+from halfbin.models.walk import Stop, survey, walk
+from halfbin.planning import Plan, SitePlan
+from halfbin.run.blockwise.feeding import model_inputs
+from halfbin.run.blockwise.rounding import Factors, round_site
+from halfbin.run.blockwise.smoothing import Smoother
+from halfbin.run.blockwise.stored import Stored, cast
+from halfbin.tensor import QTensor, dequantize
+from halfbin.tensor.matrices import matrices
+
+PROBE_TOKENS = 64  # read by the probe: enough that experts are reached and channels are alive
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How a calibrated run goes about it.
+
+    from_quantized: a block's inputs come from the blocks before it as they were rounded, not from the float ones.
+    seed: of the probe's random factors.
+    """
+
+    from_quantized: bool = True
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rounded:
+    """A tensor on disk that was decided by data, or changed on the way.
+
+    name:         on disk.
+    q:            its codes; None where it stays in floating point.
+    values:       as stored: what was rounded, or the new values of a tensor that a transform changed.
+    transformed:  whether the values are others than the original's.
+    output_error: of the site's outputs on the calibration data.
+    remarks:      what a user should know.
+    """
+
+    name: str
+    q: QTensor | None
+    values: Tensor
+    transformed: bool = False
+    output_error: TensorError | None = None
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What happened besides.
+
+    blocks: names of the blocks in the order in which they were called.
+    pairs:  how many pairs of producer and consumers were used.
+    """
+
+    blocks: list[str] = field(default_factory=list)
+    pairs: int = 0
+
+
+Emit = Callable[[Rounded], None]
+
+
+def quantize_blocks(
+    plan: Plan,
+    checkpoint: Checkpoint,
+    batches: Sequence[Tensor],
+    emit: Emit,
+    *,
+    settings: Settings | None = None,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Outcome:
+    """Carry out what a plan wants data for, and everything in the same blocks.
+
+    Args:
+      plan: made from this checkpoint.
+      checkpoint: the float weights.
+      batches: token ids, int64 [num_samples, length] each.
+      emit: given every tensor that was decided, as soon as it is; the others are the caller's.
+      settings: how.
+      on_step: called with (blocks done, blocks in all).
+
+    Raises:
+      HalfbinError: the model reads no text.
+    """
+    if getattr(plan.skeleton.model, "main_input_name", "input_ids") != "input_ids":
+        raise HalfbinError(
+            f"recipe {plan.recipe.name} calibrates on text, and {plan.skeleton.model_class.__name__} does not read any; use a "
+            "recipe without data, such as int8"
+        )
+    return _Loop(plan, checkpoint, batches, emit, settings or Settings()).run(on_step)
+
+
+class _Loop:
+    """One calibrated run."""
+
+    def __init__(
+        self, plan: Plan, checkpoint: Checkpoint, batches: Sequence[Tensor], emit: Emit, settings: Settings
+    ) -> None:
+        self._plan, self._emit, self._settings = plan, emit, settings
+        self._partial = PartialModel(plan.skeleton, checkpoint)
+        self._blocks = find_blocks(self._partial.model)
+        self._planned = {s.site.tensor: s for s in plan.sites}
+        shapes = {name: tuple(checkpoint.info(name).shape) for name in checkpoint.names}
+        self._shapes = shapes
+        probe = batches[0][:1, :PROBE_TOKENS]
+        self._inputs = model_inputs(self._partial.model, [probe, *batches])
+        self._pairs: dict[tuple[str, ...], list[Pair]] = {}  # by the names in a block: blocks are mostly alike
+        self._outcome = Outcome()
+
+    def run(self, on_step: Callable[[int, int], None] | None) -> Outcome:
+        partial, model = self._partial, self._partial.model
+        in_blocks = {partial.canonical(p) for block in self._blocks for p in block.parameters}
+        rest = [name for name, _ in model.named_parameters() if name not in in_blocks]
+        partial.load(rest)
+        order = survey(model, self._blocks, self._inputs[0], self._loaded)
+        calls = Counter(order)
+        owners = Counter(
+            partial.canonical(p) for block in self._blocks for p in set(map(partial.canonical, block.parameters))
+        )
+        outside = _Rest(self, rest)
+        until = None if outside.wants_all else Structure(model).head
+        for done, stop in enumerate(walk(model, self._blocks, self._inputs, until=until, context=outside.watch), 1):
+            with self._loaded(stop.block):
+                if stop.visit == 0:
+                    self._block(stop)
+                    shared = [p for p in stop.block.parameters if owners[partial.canonical(p)] > 1]
+                    for name in stop.block.parameters if calls[stop.block.name] > 1 else shared:
+                        partial.keep(name)
+                else:
+                    self._hand_on(stop)
+            if on_step:
+                on_step(done, len(order))
+        outside.round()
+        self._outcome.blocks = list(dict.fromkeys(order))
+        return self._outcome
+
+    @contextlib.contextmanager
+    def _loaded(self, block: Block) -> Iterator[None]:
+        self._partial.load(block.parameters)
+        try:
+            yield
+        finally:
+            self._partial.release(block.parameters)
+
+    def _hand_on(self, stop: Stop) -> None:
+        with torch.no_grad():
+            for call in stop.calls:
+                call.output = stop.run(call, final=True)
+
+    def _block(self, stop: Stop) -> None:
+        with torch.no_grad():
+            stop.find_mutation()
+            part = Part(self, stop.block.parameters)
+            with Watch(part.parameters, part.inputs.see):
+                for call in stop.calls[1:]:
+                    part.inputs.begin_call()
+                    output = stop.run(call, final=not self._settings.from_quantized)
+                    if not self._settings.from_quantized:
+                        call.output = output
+            part.transform(stop)
+            part.round()
+            if self._settings.from_quantized:
+                self._hand_on(stop)
+            else:
+                stop.calls[0].output = stop.run(stop.calls[0], final=True)
+
+
+class Part:
+    """Some parameters that are in memory, and the sites among them: a block, or everything outside the blocks."""
+
+    def __init__(self, loop: _Loop, parameters: Sequence[str]) -> None:
+        partial = loop._partial
+        self._loop, self._partial = loop, partial
+        self.names = list(dict.fromkeys(map(partial.canonical, parameters)))
+        self.parameters: Mapping[str, nn.Parameter] = {name: partial.get(name) for name in self.names}
+        self._on_disk = partial.on_disk(self.names)
+        sites = [loop._planned[name] for name in self._on_disk if name in loop._planned]
+        self._places = find_places(partial, [s.site for s in sites])
+        self._sites: list[tuple[SitePlan, Places]] = [
+            (s, self._places[s.site.tensor]) for s in sites if s.quantized and self._places.get(s.site.tensor)
+        ]
+        self.wanted = [place for s, places in self._sites for place in places if s.site.role != "embedding"]
+        self.inputs: Inputs[InputStatistics] = Inputs(InputStatistics, self._holds_a_site)
+        self._stored = Stored(partial, self._places, loop._shapes)
+        self._changed: set[str] = set()
+
+    def _holds_a_site(self, place: Place) -> bool:
+        return any(wanted.inside(place) for wanted in self.wanted)
+
+    def transform(self, stop: Stop) -> None:
+        """Apply the transforms that the sites ask for."""
+        wanted = list(dict.fromkeys(t for s, _ in self._sites for t in s.transforms))
+        if not wanted:
+            return
+        pairs = [p for p in self._find_pairs(stop) if self._may_change(p)]
+        smoother = Smoother(self._partial, self.inputs, self._sites, self._stored_dtype)
+        for transform in wanted:
+            for pair in pairs:
+                smoother.apply(pair, transform)
+        self._changed = smoother.changed
+        self._loop._outcome.pairs += len(pairs)
+
+    def round(self) -> None:
+        """Choose codes for every site, put the rounded weights back, and give out what became of each tensor."""
+        factors = Factors()
+        emitted = set()
+        for planned, places in self._sites:
+            name, parameter = planned.site.tensor, self.parameters[places[0].parameter]
+            groups = {place: next(iter(self.inputs.reading([place])), None) for place in places}
+            values = self._stored.read(name).clone()
+            codes = round_site(planned, places, parameter, groups, factors)
+            rounded = matrices(dequantize(codes.q), transposed=planned.site.transposed)
+            for place, w_hat in zip(places, rounded, strict=True):
+                place.view(parameter).copy_(w_hat)
+            transformed = bool(self._changed & {place.parameter for place in places})
+            self._loop._emit(Rounded(name, codes.q, values, transformed, codes.output_error, codes.remarks))
+            emitted.add(name)
+        for name in self._on_disk:
+            parameter_name = self._partial.canonical(self._partial.targets[name].parameter)
+            if name not in emitted and parameter_name in self._changed:
+                dtype = self._dtype_on_disk(name)
+                assert dtype is not None
+                self._loop._emit(Rounded(name, None, cast(self._stored.read(name), dtype), transformed=True))
+
+    def _find_pairs(self, stop: Stop) -> list[Pair]:
+        """The block's pairs under their full names; found once for blocks that are alike, and proved in each."""
+        prefix = f"{stop.block.name}."
+        relative = {p.removeprefix(prefix): self._partial.canonical(p) for p in stop.block.parameters}
+        call = stop.calls[0]
+        probe = Probe({r: self.parameters[name] for r, name in relative.items()}, stop.handing_on(call))
+        generator = torch.Generator().manual_seed(self._loop._settings.seed)
+        key = tuple(f"{r} {list(self.parameters[name].shape)}" for r, name in relative.items())
+        known = self._loop._pairs.get(key)
+        if known is None or not all(probe.holds(pair, generator) for pair in known):
+            known = find_pairs(probe, stop.block.module, generator)
+            self._loop._pairs[key] = known
+        hidden = unseen(probe, stop.block.module)
+        return [_renamed(p, relative) for p in known if not hidden & {c.place.size[1] for c in p.consumers}]
+
+    def _may_change(self, pair: Pair) -> bool:
+        names = {*pair.producer.parameters, *(c.place.parameter for c in pair.consumers)}
+        owners = [b for b in self._loop._blocks if names & set(map(self._partial.canonical, b.parameters))]
+        return len(owners) == 1 and all(name in self.parameters and self._stored.writable(name) for name in names)
+
+    def _stored_dtype(self, parameter: str) -> torch.dtype | None:
+        return next((self._dtype_on_disk(name) for name in self._stored.names(parameter)), None)
+
+    def _dtype_on_disk(self, name: str) -> torch.dtype | None:
+        planned = self._loop._planned.get(name)
+        if planned is None:
+            return self._loop._plan.others[name][0]
+        if planned.quantized:
+            return None
+        return planned.weights if isinstance(planned.weights, torch.dtype) else planned.site.dtype
+
+
+class _Rest:
+    """The sites outside the blocks: observed in the batches' own threads, rounded at the end."""
+
+    def __init__(self, loop: _Loop, names: Sequence[str]) -> None:
+        self._part = Part(loop, names)
+        self._sites = [s for s, _ in self._part._sites if s.needs_data]
+        self._part._sites = [(s, places) for s, places in self._part._sites if s.needs_data]
+        self._batch = 0
+
+    @property
+    def wants_all(self) -> bool:
+        """Whether what comes after the last block must be computed."""
+        return bool(self._sites)
+
+    def watch(self, batch: int) -> contextlib.AbstractContextManager[object]:
+        """Entered in each batch's thread; the first batch is the probe's."""
+        if not self._sites or batch == 0:
+            return contextlib.nullcontext()
+
+        def see(product: Product) -> None:
+            if self._batch != batch:  # another thread's turn
+                self._batch = batch
+                self._part.inputs.begin_call()
+            self._part.inputs.see(product)
+
+        return Watch(self._part.parameters, see)
+
+    def round(self) -> None:
+        with torch.no_grad():
+            self._part.round()
+
+
+def _renamed(pair: Pair, names: Mapping[str, str]) -> Pair:
+    producer = replace(pair.producer, parameters=tuple(names[p] for p in pair.producer.parameters))
+    consumers = [Consumer(replace(c.place, parameter=names[c.place.parameter]), c.channels) for c in pair.consumers]
+    return Pair(producer, tuple(consumers))

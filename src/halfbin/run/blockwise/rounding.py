@@ -1,0 +1,114 @@
+"""Codes for the sites of one block, from their weights in memory and what was seen of their inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from halfbin.calibration import InputStatistics
+from halfbin.errors import DataError
+from halfbin.evaluation.layers import TensorError
+from halfbin.kernels.errors import ErrorSums
+from halfbin.methods import METHODS, Factor, factorise, gptq
+from halfbin.models.inputs import Group
+from halfbin.models.products import Place
+from halfbin.numerics import ESTIMATORS
+from halfbin.planning import SitePlan
+from halfbin.planning.recipe import rounding
+from halfbin.tensor import QTensor, Scheme, dequantize
+from halfbin.tensor.matrices import as_stored, scheme_of_matrix
+
+ENOUGH_TOKENS = 64  # below that an input's second moment says more about the sample than about the input
+
+
+@dataclass(slots=True, eq=False)
+class Factors:
+    """Factorised second moments, each made once for all the sites that read it."""
+
+    _made: dict[int, Factor] = field(default_factory=dict)
+
+    def of(self, group: Group[InputStatistics]) -> Factor:
+        """The factor of a group's inputs."""
+        if id(group) not in self._made:
+            self._made[id(group)] = factorise(group.observer.matrix())
+        return self._made[id(group)]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SiteCodes:
+    """What a site became.
+
+    q:            as it is stored.
+    output_error: of its outputs on the calibration data, where those were seen.
+    remarks:      what a user should know, in words.
+    """
+
+    q: QTensor
+    output_error: TensorError | None
+    remarks: tuple[str, ...]
+
+
+def round_site(
+    planned: SitePlan,
+    places: Sequence[Place],
+    parameter: Tensor,
+    groups: Mapping[Place, Group[InputStatistics] | None],
+    factors: Factors,
+) -> SiteCodes:
+    """Choose the codes of every matrix of a site.
+
+    Args:
+      planned: the site, with scheme and method.
+      places: where its matrices lie in `parameter`.
+      parameter: float32, in memory.
+      groups: for each place what was seen of its inputs, None where it was not called.
+      factors: for GPTQ.
+    """
+    stored = planned.weights
+    assert isinstance(stored, Scheme)
+    site = planned.site
+    scheme = scheme_of_matrix(stored, len(site.shape), transposed=site.transposed)
+    parts, sums, remarks = [], ErrorSums(), []
+    for place in places:
+        weight, group = place.view(parameter), groups[place]
+        q, remark = _round(planned, weight, scheme, group, factors)
+        if remark:
+            remarks.append(remark)
+        if group is not None and group.observer.num_tokens:
+            sums += _output_sums(weight, q, group.observer)
+        parts.append(q)
+    whole = as_stored(parts, stored, site.shape, transposed=site.transposed)
+    return SiteCodes(whole, TensorError.of(sums) if sums.signal else None, tuple(dict.fromkeys(remarks)))
+
+
+def _round(
+    planned: SitePlan, weight: Tensor, scheme: Scheme, group: Group[InputStatistics] | None, factors: Factors
+) -> tuple[QTensor, str | None]:
+    if planned.method in METHODS:
+        return rounding(planned.method, planned.estimator)(weight, scheme), None
+    estimator = ESTIMATORS[planned.estimator]()
+    seen = 0 if group is None else group.observer.num_tokens
+    if group is None or seen < ENOUGH_TOKENS:
+        return METHODS["rtn"](weight, scheme), f"rounded without data: {seen} calibration tokens reached it"
+    try:
+        factor = factors.of(group)
+    except DataError as error:
+        return METHODS["rtn"](weight, scheme), f"rounded without data: {error}"
+    remark = None
+    if factor.dtype != torch.float32 or factor.damping > 0.01:
+        remark = f"its second moment was factorised in {factor.dtype} with damping {factor.damping:g}"
+    return gptq(weight, scheme, factor, estimator=estimator), remark
+
+
+def _output_sums(weight: Tensor, q: QTensor, statistics: InputStatistics) -> ErrorSums:
+    """The sums behind ||X (w_hat - w)^T|| / ||X w^T||, from X^T X."""
+    moment = statistics.matrix().to(torch.float32)
+    difference = dequantize(q) - weight
+    return ErrorSums(
+        signal=float(((weight @ moment) * weight).sum(dtype=torch.float64)),
+        noise=max(0.0, float(((difference @ moment) * difference).sum(dtype=torch.float64))),
+        max_abs=0.0,
+    )
