@@ -16,7 +16,7 @@ LINES = [
     {"tensor"},
     {"packing", "calibration", "methods", "transforms"},
     {"formats"},
-    {"nn"},
+    {"nn", "samples"},
     {"models", "onnx", "train"},
     {"evaluation"},
     {"planning"},

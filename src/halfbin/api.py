@@ -21,6 +21,7 @@ from halfbin.evaluation import Comparison, Perplexity
 from halfbin.models import load_weights, open_skeleton
 from halfbin.nn.convert import Swap
 from halfbin.planning import Plan
+from halfbin.run.calibration import NUM_SAMPLES, Calibration
 from halfbin.run.events import OnEvent
 from halfbin.run.inspection import Inspection, inspect_checkpoint
 from halfbin.run.job import Job, model_directory, planned, run_job
@@ -47,6 +48,10 @@ def quantize(
     trust_remote_code: bool = False,
     device: str = "cpu",
     max_kl: float | None = None,
+    calibration: str | Path | None = None,
+    num_samples: int = NUM_SAMPLES,
+    sample_length: int | None = None,
+    seed: int = 0,
     on_event: OnEvent | None = None,
 ) -> Report: ...
 def quantize(
@@ -62,6 +67,10 @@ def quantize(
     trust_remote_code: bool = False,
     device: str = "cpu",
     max_kl: float | None = None,
+    calibration: str | Path | None = None,
+    num_samples: int = NUM_SAMPLES,
+    sample_length: int | None = None,
+    seed: int = 0,
     on_event: OnEvent | None = None,
 ) -> Report | list[Swap]:
     """Quantize a model directory into another one, or the layers of a module in place.
@@ -78,13 +87,26 @@ def quantize(
       trust_remote_code: run Python code that the model directory brings along.
       device: where to compute: "cpu" or "cuda".
       max_kl: raise LimitError when the mean KL is above this.
+      calibration: text or tokens for recipes that need data: a .txt, .jsonl, .npy or .safetensors file, or a folder; the
+        embedded calibration text by default.
+      num_samples: how many samples to take of it, at most.
+      sample_length: tokens of each; what suits the model by default.
+      seed: of the choice.
       on_event: told of progress.
 
     Returns:
       The report of a directory's run; for a module, what became of each of its layers.
     """
     if isinstance(model, nn.Module):
-        _require_unused(output=output, format=format, text=text, max_tokens=max_tokens, force=force, max_kl=max_kl)
+        _require_unused(
+            output=output,
+            format=format,
+            text=text,
+            max_tokens=max_tokens,
+            force=force,
+            max_kl=max_kl,
+            calibration=calibration,
+        )
         return quantize_in_memory(model, recipe, on_event)
     if output is None:
         raise RecipeError("quantizing a directory needs an output directory; pass output=...")
@@ -99,6 +121,12 @@ def quantize(
         trust_remote_code=trust_remote_code,
         device=device,
         max_kl=max_kl,
+        calibration=Calibration(
+            path=None if calibration is None else Path(calibration),
+            num_samples=num_samples,
+            length=sample_length,
+            seed=seed,
+        ),
     )
     return run_job(job, Path(output), on_event)
 

@@ -24,3 +24,18 @@ TextFile = Annotated[
 MaxTokens = Annotated[
     int | None, typer.Option(help="Measure on no more than so many tokens.", min=1, metavar="N", show_default=False)
 ]
+CalibrationFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibration",
+        help="For recipes that need data: a text, .jsonl, .npy or .safetensors file, or a folder; embedded text by default.",
+        metavar="FILE",
+        show_default=False,
+    ),
+]
+NumSamples = Annotated[int, typer.Option(help="Calibrate on no more than so many samples.", min=1, metavar="N")]
+SampleLength = Annotated[
+    int | None,
+    typer.Option(help="Tokens in a sample; what suits the model by default.", min=2, metavar="N", show_default=False),
+]
+Seed = Annotated[int, typer.Option(help="Of the choice of samples.", metavar="N")]

@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from halfbin.cli.options import Device, Json, MaxTokens, TextFile, TrustRemoteCode
+from halfbin.cli.options import (
+    CalibrationFile,
+    Device,
+    Json,
+    MaxTokens,
+    NumSamples,
+    SampleLength,
+    Seed,
+    TextFile,
+    TrustRemoteCode,
+)
 from halfbin.cli.outcome import outcome
 from halfbin.cli.progress import progress
 from halfbin.cli.screen import print_json, results
@@ -24,7 +34,9 @@ def quantize(
     ] = None,
     recipe: Annotated[
         str,
-        typer.Option(help="int4, int8, fp8, nf4, fp16, bf16 or a TOML file of rules.", metavar="NAME|FILE"),
+        typer.Option(
+            help="int4, int4-best, int3, int8, fp8, nf4, fp16, bf16 or a TOML file of rules.", metavar="NAME|FILE"
+        ),
     ] = "int4",
     layout: Annotated[
         str | None,
@@ -37,6 +49,10 @@ def quantize(
     ] = None,
     text: TextFile = None,
     max_tokens: MaxTokens = None,
+    calibration: CalibrationFile = None,
+    num_samples: NumSamples = 128,
+    sample_length: SampleLength = None,
+    seed: Seed = 0,
     max_kl: Annotated[
         float | None,
         typer.Option(
@@ -61,6 +77,7 @@ def quantize(
 
       halfbin quantize demo -o out
       halfbin quantize path/to/model -o out --recipe int8
+      halfbin quantize path/to/model -o out --recipe int4-best --calibration mine.jsonl
       halfbin quantize path/to/model --recipe nf4 --dry-run
       halfbin quantize path/to/model -o out --text mine.txt --max-kl 0.1
     """
@@ -89,6 +106,10 @@ def quantize(
                     trust_remote_code=trust_remote_code,
                     device=device,
                     max_kl=max_kl,
+                    calibration=calibration,
+                    num_samples=num_samples,
+                    sample_length=sample_length,
+                    seed=seed,
                     on_event=on_event,
                 )
             except LimitError as error:  # finished: the result and its report are there all the same

@@ -102,6 +102,10 @@ def _facts(report: Report) -> Table:
     stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in report.timings.items())
     table.add_row("time", plain(f"{duration(report.seconds)} ({stages})" if stages else duration(None)))
     table.add_row("peak memory", size(report.peak_memory_bytes))
+    if report.calibration is not None:
+        samples = report.calibration
+        table.add_row("calibrated on", plain(f"{samples.text}, {count(samples.num_tokens, 'token')}"))
+        table.add_row("", plain(samples.definition, "dim"))
     if report.evaluation is not None:
         found = report.evaluation
         tokens = f", {count(found.num_tokens, 'token')}" if found.num_tokens else ""

@@ -12,6 +12,7 @@ from halfbin.planning import Plan, SitePlan
 from halfbin.run.execute import Written
 from halfbin.run.measure import Measured
 from halfbin.run.report import (
+    CalibrationReport,
     DefaultLoad,
     Divergence,
     Embeddings,
@@ -22,6 +23,7 @@ from halfbin.run.report import (
     Report,
     SiteReport,
 )
+from halfbin.samples import Samples
 from halfbin.tensor.scheme import Scheme
 
 
@@ -35,6 +37,7 @@ class Finished:
     written: Written
     measured: Measured | None
     text_name: str
+    samples: Samples | None  # what data decided about codes, where any did
     histograms: Mapping[str, Histogram]  # by the tensor's name on disk
     warnings: tuple[str, ...]
 
@@ -60,9 +63,10 @@ def assemble(
         top1_agreement=comparison.top1_agreement if comparison else None,
         embeddings=_embeddings(measured),
         evaluation=_evaluation(finished),
+        calibration=_calibration(finished.samples),
         timings=seconds,
         peak_memory_bytes=peak_memory_bytes,
-        warnings=(*finished.warnings, *_remarks(plan)),
+        warnings=(*finished.warnings, *_remarks(plan), *_calibration_remarks(finished)),
         model_class=plan.skeleton.model_class.__name__,
     )
 
@@ -115,10 +119,29 @@ def _evaluation(finished: Finished) -> Evaluation | None:
     )
 
 
+def _calibration(samples: Samples | None) -> CalibrationReport | None:
+    if samples is None:
+        return None
+    return CalibrationReport(text=samples.name, definition=samples.how, num_tokens=samples.num_tokens)
+
+
+def _calibration_remarks(finished: Finished) -> list[str]:
+    """Each remark about sites once, with how many it is about."""
+    about: dict[str, list[str]] = {}
+    for name, decided in finished.written.calibrated.items():
+        for remark in decided.remarks:
+            about.setdefault(remark, []).append(name.removesuffix(".weight"))
+    return [
+        f"{remark}: {names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}" for remark, names in about.items()
+    ]
+
+
 def _site(planned: SitePlan, finished: Finished) -> SiteReport:
     site, weights = planned.site, planned.weights
     scheme = weights if isinstance(weights, Scheme) else None
-    outputs = finished.measured.output_errors if finished.measured else {}
+    outputs = dict(finished.measured.output_errors) if finished.measured else {}
+    outputs |= {n: d.output_error for n, d in finished.written.calibrated.items() if d.output_error is not None}
+    decided = finished.written.calibrated.get(site.tensor)
     return SiteReport(
         name=site.name,
         shape=site.shape,
@@ -128,6 +151,8 @@ def _site(planned: SitePlan, finished: Finished) -> SiteReport:
         scheme=None if scheme is None else str(scheme),
         dtype=planned.spelled if scheme is None else None,
         method=planned.method if scheme is not None else None,
+        transforms=planned.transforms if decided is not None and decided.transformed else (),
+        remarks=decided.remarks if decided is not None else (),
         weight_error=_error(finished.written.errors.get(site.tensor)),
         output_error=_error(outputs.get(site.tensor)),
         histogram=finished.histograms.get(site.tensor),

@@ -64,6 +64,10 @@ class Written:
     # writing and reading back follow the clock.
     seconds: Mapping[str, float]
 
+    def transformed(self, name: str) -> bool:
+        """Whether a tensor was changed before it was rounded."""
+        return name in self.calibrated and self.calibrated[name].transformed
+
 
 def execute(
     plan: Plan,

@@ -16,6 +16,7 @@ from halfbin.models import open_skeleton, require_fit
 from halfbin.planning import Plan, load_recipe, make_plan
 from halfbin.run import html
 from halfbin.run.assemble import Finished, assemble
+from halfbin.run.calibration import TOKENS_AT_ONCE, Calibration, samples_for
 from halfbin.run.client import foresee_client, settle_client
 from halfbin.run.device import require_device
 from halfbin.run.events import Event, OnEvent
@@ -51,6 +52,7 @@ class Job:
     force: bool = False
     trust_remote_code: bool = False
     device: str = "cpu"
+    calibration: Calibration = field(default_factory=Calibration)
     max_kl: float | None = None
 
 
@@ -123,8 +125,17 @@ def _carry_out(job: Job, plan: Plan, checkpoint: Checkpoint, work: Path, *, text
     """Write, read back and measure; nothing of it has its final name yet."""
     obstacle = _obstacle(job, plan, checkpoint)
     windows = None if obstacle else _windows(plan, text)
+    samples = samples_for(plan.skeleton, job.calibration) if plan.needs_data else None
     with clock.stage("quantizing", "bytes") as step:
-        written = execute(plan, checkpoint, work, device=job.device, on_step=step)
+        written = execute(
+            plan,
+            checkpoint,
+            work,
+            device=job.device,
+            batches=samples.batches(TOKENS_AT_ONCE) if samples else (),
+            on_step=step,
+            on_block=lambda done, total: clock.tell("calibrating", done, total, "blocks"),
+        )
     with clock.stage("checking", "models") as step:
         step(0, 1)
         settled = settle_client(plan, work)
@@ -132,7 +143,9 @@ def _carry_out(job: Job, plan: Plan, checkpoint: Checkpoint, work: Path, *, text
     measured: Measured | None = None
     if windows is not None:
         with clock.stage("evaluating", "windows") as step:
-            measured = measure(plan.skeleton, work, text, windows, device=job.device, on_step=step)
+            measured = measure(
+                plan.skeleton, work, text, windows, device=job.device, skip=set(written.calibrated), on_step=step
+            )
     with clock.stage("reporting", "sites"):
         histograms = _histograms(written, checkpoint, work)
     return Finished(
@@ -142,6 +155,7 @@ def _carry_out(job: Job, plan: Plan, checkpoint: Checkpoint, work: Path, *, text
         written=written,
         measured=measured,
         text_name=text.name,
+        samples=samples,
         histograms=histograms,
         warnings=tuple(filter(None, (obstacle, settled, measured.rounded_by_client if measured else None))),
     )
@@ -171,7 +185,8 @@ def _windows(plan: Plan, text: Text) -> Windows:
 
 def _histograms(written: Written, checkpoint: Checkpoint, work: Path) -> dict[str, Histogram]:
     """Pictures of the weights of the worst, the median and the best site."""
-    order = sorted(written.errors, key=lambda name: written.errors[name].relative)
+    same = {name for name in written.errors if not written.transformed(name)}
+    order = sorted(same, key=lambda name: written.errors[name].relative)
     chosen = dict.fromkeys(order[i] for i in (-1, len(order) // 2, 0)) if order else {}
     pictures = {}
     with open_quantized(work) as result:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -178,6 +178,7 @@ def measure(
     windows: Windows,
     *,
     device: str = "cpu",
+    skip: Collection[str] = (),
     on_step: OnStep | None = None,
 ) -> Measured:
     """Load `directory` as its clients do, prove that it computes what was written, and compare it with the original.
@@ -188,6 +189,7 @@ def measure(
       text: what to measure on.
       windows: that text, as `windows_of` cut it.
       device: where to compute.
+      skip: tensors whose output errors are known, or that do not compare one by one because a transform changed them.
       on_step: called with (windows read, windows to read); each model's reading of a window counts.
 
     Raises:
@@ -211,7 +213,7 @@ def measure(
             on_step(2 * total + done, readings * total)
 
     comparison = compare(original, client, windows, on_step=first)
-    errors = _output_errors(skeleton, directory, original, windows)
+    errors = _output_errors(skeleton, directory, original, windows, skip)
     del original, client
     default_load = (
         perplexity(load_checked(skeleton, directory, None).to(device), windows, on_step=second) if default else None
@@ -294,12 +296,12 @@ def _outputs(model: nn.Module, ids: Tensor) -> Tensor:
 
 
 def _output_errors(
-    skeleton: Skeleton, directory: Path, original: nn.Module, windows: Windows
+    skeleton: Skeleton, directory: Path, original: nn.Module, windows: Windows, skip: Collection[str]
 ) -> dict[str, TensorError]:
     """The error of each quantized layer's outputs on a few windows, by the weight's name on disk."""
     few = cut(windows.tokens[:OUTPUT_ERROR_TOKENS], context=windows.context, stride=None, bos=windows.bos)
     with open_quantized(directory) as checkpoint:
-        rounded = [name for name in checkpoint.names if checkpoint.scheme(name) is not None]
+        rounded = [name for name in checkpoint.names if checkpoint.scheme(name) is not None and name not in skip]
         tensor_of = {
             target.parameter.removesuffix(".weight"): name
             for name, target in targets(skeleton, rounded).items()

@@ -99,6 +99,8 @@ class SiteReport:
     weight_error: ErrorSize | None = None
     output_error: ErrorSize | None = None
     histogram: Histogram | None = None
+    transforms: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.scheme is None) == (self.dtype is None):
@@ -144,6 +146,15 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationReport:
+    """What the run was calibrated on; output errors of calibrated sites are on these samples."""
+
+    text: str
+    definition: str
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """What a run did and what it cost.
 
@@ -168,6 +179,7 @@ class Report:
     top1_agreement: float | None = None
     embeddings: Embeddings | None = None
     evaluation: Evaluation | None = None
+    calibration: CalibrationReport | None = None
     timings: Mapping[str, float] = field(default_factory=dict)
     peak_memory_bytes: int | None = None
     warnings: tuple[str, ...] = ()

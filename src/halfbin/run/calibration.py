@@ -1,0 +1,60 @@
+"""Which samples a run is calibrated on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from halfbin.errors import ModelError
+from halfbin.evaluation import default_context
+from halfbin.evaluation.logits import embedded_vocabulary
+from halfbin.models import Skeleton
+from halfbin.run.measure import load_tokenizer
+from halfbin.samples import Samples, load_samples
+
+NUM_SAMPLES = 128
+LENGTH = 512  # tokens; more of the same number gained nothing on the models measured, see docs/calibration.md
+SENTENCE_LENGTH = 128  # for models that read sentences
+TOKENS_AT_ONCE = 2048  # rows of one sum in float32: fixed, so that results depend on neither memory nor machine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """What the user asked for.
+
+    path:        a file or folder; None: the text that ships with halfbin.
+    num_samples: how many at most.
+    length:      tokens of each; None: what suits the model.
+    seed:        of the choice.
+    """
+
+    path: Path | None = None
+    num_samples: int = NUM_SAMPLES
+    length: int | None = None
+    seed: int = 0
+
+
+def samples_for(skeleton: Skeleton, calibration: Calibration) -> Samples:
+    """The samples, as this model reads them.
+
+    Raises:
+      DataError: the file gives no tokens.
+      ModelError: the tokens are none of this model's.
+    """
+    reads_on = skeleton.generates
+    usual = default_context(skeleton.config, at_most=LENGTH if reads_on else SENTENCE_LENGTH)
+    found = load_samples(
+        calibration.path,
+        lambda: load_tokenizer(skeleton),
+        num_samples=calibration.num_samples,
+        length=calibration.length or usual,
+        seed=calibration.seed,
+        packed=reads_on,
+    )
+    size, highest = embedded_vocabulary(skeleton.model), max(int(ids.max()) for ids in found.ids)
+    if size is not None and highest >= size:
+        raise ModelError(
+            f"{found.name} holds token {highest}, but the model knows {size} tokens only: the tokens are another model's; give "
+            "the text itself, or the right tokenizer's files"
+        )
+    return found
