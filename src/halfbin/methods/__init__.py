@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from halfbin.methods.gptq import Factor, factorise, gptq
+from halfbin.methods.factor import Factor, factorise
+from halfbin.methods.gptq import gptq
 from halfbin.methods.hqq import hqq
 from halfbin.methods.rtn import rtn
 from halfbin.tensor.qtensor import QTensor
