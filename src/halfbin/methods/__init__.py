@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from halfbin.methods.correction import corrected
 from halfbin.methods.factor import Factor, factorise
 from halfbin.methods.gptq import gptq
 from halfbin.methods.hqq import hqq
@@ -18,4 +19,4 @@ TILEWISE = frozenset(
     {"rtn", "hqq"}
 )  # these look at no other tile, so rows of whole tiles may be given one after the other
 
-__all__ = ["METHODS", "TILEWISE", "Factor", "factorise", "gptq", "hqq", "rtn"]
+__all__ = ["METHODS", "TILEWISE", "Factor", "corrected", "factorise", "gptq", "hqq", "rtn"]
