@@ -67,8 +67,11 @@ def test_equal_inputs_return_the_weight_itself() -> None:
     assert torch.allclose(corrected(w, cross, second, share=1.0), w, rtol=0, atol=1e-4 * float(w.abs().max()))
 
 
-def test_a_share_of_nothing_is_the_weight_itself() -> None:
-    assert torch.equal(corrected(weight(), *moments(*inputs()), share=0.0), weight())
+def test_a_share_is_that_much_of_the_way() -> None:
+    w, some = weight(), moments(*inputs())
+    assert torch.equal(corrected(w, *some, share=0.0), w)
+    whole = corrected(w, *some, share=1.0) - w
+    assert torch.allclose(corrected(w, *some, share=0.25) - w, 0.25 * whole, rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("damping", [0.0, 0.01, 1.0])
