@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from halfbin.methods.gptq import Factor, factorise, gptq
+from halfbin.methods.correction import corrected
+from halfbin.methods.factor import Factor, factorise
+from halfbin.methods.gptq import gptq
 from halfbin.methods.hqq import hqq
 from halfbin.methods.rtn import rtn
 from halfbin.tensor.qtensor import QTensor
@@ -16,4 +18,4 @@ METHODS: dict[str, Callable[[Tensor, Scheme], QTensor]] = {"rtn": rtn, "hqq": hq
 CALIBRATED = ("gptq",)  # these ask for statistics of the layer's inputs
 TILEWISE = frozenset(METHODS)  # these look at no other tile, so rows of whole tiles may come one after the other
 
-__all__ = ["CALIBRATED", "METHODS", "TILEWISE", "Factor", "factorise", "gptq", "hqq", "rtn"]
+__all__ = ["CALIBRATED", "METHODS", "TILEWISE", "Factor", "corrected", "factorise", "gptq", "hqq", "rtn"]
