@@ -45,6 +45,12 @@ class ChannelStatistics:
             raise DataError(f"cannot merge {later.num_features} features into {self.num_features}")
         self._include(later._minimum, later._maximum, later._sum, later.num_tokens)
 
+    def divide(self, scale: Tensor) -> None:
+        """Make of this the statistics of x / scale, float [num_features], all > 0."""
+        self._minimum = (self._minimum / scale).to(torch.float32)
+        self._maximum = (self._maximum / scale).to(torch.float32)
+        self._sum = self._sum / scale
+
     def _include(self, minimum: Tensor, maximum: Tensor, total: Tensor, num_tokens: int) -> None:
         self._minimum = torch.minimum(self._minimum, minimum)
         self._maximum = torch.maximum(self._maximum, maximum)

@@ -92,8 +92,7 @@ class SecondMoment:
     def divide(self, scale: Tensor) -> None:
         """Make of this the second moment of x / scale, float64 [num_features]."""
         for strip, rows in zip(self._strips, _strips(self.num_features), strict=True):
-            strip /= scale[rows, None]
-            strip /= scale[rows.start :]
+            strip.div_(scale[rows, None]).div_(scale[rows.start :])
 
     def matrix(self) -> Tensor:
         """sum x x^T, float64 [num_features, num_features], symmetric to the bit."""

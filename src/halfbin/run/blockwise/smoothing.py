@@ -83,7 +83,7 @@ class Smoother:
                     yield Weights(planned, weight, scheme, consumer.channels, group)
 
     def _awq(self, pair: Pair, consumers: Sequence[Weights]) -> Tensor:
-        importance = _by_channel(pair, consumers, lambda w: w.group.observer.mean_abs, torch.mean)
+        importance = _by_channel(pair, consumers, lambda w: w.group.observer.channels.mean_magnitude, torch.mean)
         moments = {id(w.group): w.group.observer.matrix().to(torch.float32) for w in consumers}
 
         def loss(scale: Tensor) -> float:
@@ -98,7 +98,7 @@ class Smoother:
         return search_scale(candidates, loss)[0]
 
     def _smoothquant(self, pair: Pair, consumers: Sequence[Weights]) -> Tensor:
-        x_absmax = _by_channel(pair, consumers, lambda w: w.group.observer.absmax, torch.amax)
+        x_absmax = _by_channel(pair, consumers, lambda w: w.group.observer.channels.absmax, torch.amax)
         w_absmax = _by_channel(pair, consumers, lambda w: w.weight.abs().amax(0), torch.amax)
         return smoothing_scale(x_absmax, w_absmax, ALPHA)
 
