@@ -77,7 +77,9 @@ class ActivationHistogram:
         """Double the limit until it is above both ends."""
         self._minimum, self._maximum = min(self._minimum, minimum), max(self._maximum, maximum)
         largest = max(-self._minimum, self._maximum)
-        exponent = max(math.frexp(largest)[1] if largest else LOWEST_EXPONENT, self._exponent)  # frexp(0) has exponent 0
+        exponent = max(
+            math.frexp(largest)[1] if largest else LOWEST_EXPONENT, self._exponent
+        )  # frexp(0) has exponent 0
         self._counts = _doubled(self._counts, exponent - self._exponent)
         self._exponent = exponent
 
