@@ -167,9 +167,14 @@ def test_outlier_columns_stay_and_no_longer_widen_the_others_steps() -> None:
     assert not torch.equal(x_hat[..., ~kept], x[..., ~kept])
 
 
-def test_inputs_that_are_not_finite_are_refused() -> None:
+@pytest.mark.parametrize("text", ["int8-token", "int8-token-outliers6"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf], ids=str)
+def test_inputs_that_are_not_finite_are_refused(text: str, bad: float) -> None:
     with pytest.raises(DataError, match="1 of 4 elements are NaN"):
-        parse_inputs("int8-token").quantizer().fake_quantize(torch.tensor([[1.0, math.nan, 0.0, 1.0]]))
+        parse_inputs(text).quantizer().fake_quantize(torch.tensor([[1.0, bad, 0.0, 1.0]]))
+
+
+def test_a_number_is_no_input() -> None:
     with pytest.raises(SchemeError, match="a single number"):
         parse_inputs("int8-token").quantizer().fake_quantize(torch.tensor(1.0))
 

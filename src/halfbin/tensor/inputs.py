@@ -24,7 +24,7 @@ from halfbin.errors import DataError, SchemeError, did_you_mean
 from halfbin.numerics.formats import IntegerFormat
 from halfbin.tensor.fake_quantize import fake_quantize
 from halfbin.tensor.granularity import PerChannel, PerTensor, PerToken, scale_shape
-from halfbin.tensor.qtensor import QTensor, quantize
+from halfbin.tensor.qtensor import QTensor, quantize, require_finite
 from halfbin.tensor.scheme import Scheme, parse_scheme
 
 WORDS = ("token", "tensor", "dynamic", "static", "outliers6", "asym", "sym", "f32", "f16", "bf16")
@@ -139,6 +139,7 @@ class InputQuantizer:
         scale, zero_point = self._params(rows)
         if self.inputs.outliers is None:
             return fake_quantize(rows, self.inputs.scheme, scale=scale, zero_point=zero_point).reshape(x.shape)
+        require_finite(rows)  # an infinite column would count as an outlier and pass
         kept = outlier_columns(rows, self.inputs.outliers)
         rounded = fake_quantize(torch.where(kept, 0.0, rows), self.inputs.scheme, scale=scale, zero_point=zero_point)
         return torch.where(kept, rows, rounded).reshape(x.shape)
