@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from halfbin.calibration import InputStatistics
-from halfbin.errors import HalfbinError
+from halfbin.calibration import ActivationHistogram, InputStatistics
+from halfbin.errors import DataError, HalfbinError
 from halfbin.evaluation.layers import TensorError
 from halfbin.formats.checkpoint import Checkpoint
 from halfbin.models import Structure
@@ -27,7 +27,7 @@ from halfbin.run.blockwise.feeding import model_inputs
 from halfbin.run.blockwise.rounding import Factors, round_site
 from halfbin.run.blockwise.smoothing import Smoother
 from halfbin.run.blockwise.stored import Stored, cast
-from halfbin.tensor import QTensor, dequantize
+from halfbin.tensor import InputQuantizer, QTensor, dequantize
 from halfbin.tensor.matrices import matrices
 
 PROBE_TOKENS = 64  # read by the probe: enough that experts are reached and channels are alive
@@ -51,6 +51,7 @@ class Rounded:
 
     name:         on disk.
     q:            its codes; None where it stays in floating point.
+    inputs:       what quantizes its layer's inputs; None: nothing does.
     values:       as stored: what was rounded, or the new values of a tensor that a transform changed.
     transformed:  whether the values are others than the original's.
     output_error: of the site's outputs on the calibration data.
@@ -60,6 +61,7 @@ class Rounded:
     name: str
     q: QTensor | None
     values: Tensor
+    inputs: InputQuantizer | None = None
     transformed: bool = False
     output_error: TensorError | None = None
     remarks: tuple[str, ...] = ()
@@ -168,21 +170,17 @@ class _Loop:
                 call.output = stop.run(call, final=True)
 
     def _block(self, stop: Stop) -> None:
+        rounded = self._settings.from_quantized
         with torch.no_grad():
             stop.find_mutation()
             part = Part(self, stop.block.parameters)
-            with Watch(part.parameters, part.inputs.see):
-                for call in stop.calls[1:]:
-                    part.inputs.begin_call()
-                    output = stop.run(call, final=not self._settings.from_quantized)
-                    if not self._settings.from_quantized:
-                        call.output = output
+            part.observe(stop, final=not rounded)
             part.transform(stop)
             part.round()
-            if self._settings.from_quantized:
-                self._hand_on(stop)
-            else:
-                stop.calls[0].output = stop.run(stop.calls[0], final=True)
+            if rounded or part.has_static_inputs:
+                part.observe_ranges(stop, final=rounded)
+            stop.calls[0].output = stop.run(stop.calls[0], final=True)
+            part.give_out()
 
 
 class Part:
@@ -203,9 +201,37 @@ class Part:
         self.inputs: Inputs[InputStatistics] = Inputs(InputStatistics, self._holds_a_site)
         self._stored = Stored(partial, self._places, loop._shapes)
         self._changed: set[str] = set()
+        self._static = [p for s, places in self._sites for p in places if s.inputs is not None and s.inputs.needs_scale]
+        self.ranges: Inputs[ActivationHistogram] = Inputs(ActivationHistogram, self._is_static)
+        self._rounded: list[tuple[SitePlan, Places, Rounded]] = []
 
     def _holds_a_site(self, place: Place) -> bool:
         return any(wanted.inside(place) for wanted in self.wanted)
+
+    def _is_static(self, place: Place) -> bool:
+        return any(wanted.inside(place) for wanted in self._static)
+
+    @property
+    def has_static_inputs(self) -> bool:
+        """Whether scales of inputs are to be chosen."""
+        return bool(self._static)
+
+    def observe(self, stop: Stop, *, final: bool) -> None:
+        """Run the block on all samples but the probe's, and see what flows into its sites."""
+        with Watch(self.parameters, self.inputs.see):
+            for call in stop.calls[1:]:
+                self.inputs.begin_call()
+                call.output = stop.run(call, final=final)
+
+    def observe_ranges(self, stop: Stop, *, final: bool) -> None:
+        """Run the rounded block on the same samples: its outputs, if they are `final`, and the ranges of static inputs."""
+        watch = Watch(self.parameters, self.ranges.see) if self._static else contextlib.nullcontext()
+        with watch:
+            for call in stop.calls[1:]:
+                self.ranges.begin_call()
+                output = stop.run(call, final=final)
+                if final:
+                    call.output = output
 
     def transform(self, stop: Stop) -> None:
         """Apply the transforms that the sites ask for."""
@@ -221,9 +247,8 @@ class Part:
         self._loop._outcome.pairs += len(pairs)
 
     def round(self) -> None:
-        """Choose codes for every site, put the rounded weights back, and give out what became of each tensor."""
+        """Choose codes for every site, and put the rounded weights back."""
         factors = Factors()
-        emitted = set()
         for planned, places in self._sites:
             name, parameter = planned.site.tensor, self.parameters[places[0].parameter]
             groups = {place: next(iter(self.inputs.reading([place])), None) for place in places}
@@ -233,14 +258,40 @@ class Part:
             for place, w_hat in zip(places, rounded, strict=True):
                 place.view(parameter).copy_(w_hat)
             transformed = bool(self._changed & {place.parameter for place in places})
-            self._loop._emit(Rounded(name, codes.q, values, transformed, codes.output_error, codes.remarks))
-            emitted.add(name)
+            found = Rounded(
+                name,
+                codes.q,
+                values,
+                transformed=transformed,
+                output_error=codes.output_error,
+                remarks=codes.remarks,
+            )
+            self._rounded.append((planned, places, found))
+
+    def give_out(self) -> None:
+        """Hand every tensor over that was rounded or changed."""
+        emitted = set()
+        for planned, places, rounded in self._rounded:
+            self._loop._emit(replace(rounded, inputs=self._input_quantizer(planned, places)))
+            emitted.add(rounded.name)
         for name in self._on_disk:
             parameter_name = self._partial.canonical(self._partial.targets[name].parameter)
             if name not in emitted and parameter_name in self._changed:
                 dtype = self._dtype_on_disk(name)
                 assert dtype is not None
                 self._loop._emit(Rounded(name, None, cast(self._stored.read(name), dtype), transformed=True))
+
+    def _input_quantizer(self, planned: SitePlan, places: Places) -> InputQuantizer | None:
+        if planned.inputs is None or not planned.inputs.needs_scale:
+            return planned.inputs.quantizer() if planned.inputs else None
+        groups = self.ranges.reading(places)
+        if not groups:
+            raise DataError(
+                f"{planned.site.name}: its inputs are {planned.inputs}, with a scale from calibration, and no calibration "
+                "sample reached it; give it a rule of its own, with dynamic inputs or none"
+            )
+        grid = planned.inputs.scheme.grid
+        return planned.inputs.calibrated(*groups[0].observer.range(grid, planned.input_estimator))
 
     def _find_pairs(self, stop: Stop) -> list[Pair]:
         """The block's pairs under their full names; found once for blocks that are alike, and proved in each."""
@@ -297,13 +348,16 @@ class _Rest:
             if self._batch != batch:  # another thread's turn
                 self._batch = batch
                 self._part.inputs.begin_call()
+                self._part.ranges.begin_call()
             self._part.inputs.see(product)
+            self._part.ranges.see(product)
 
         return Watch(self._part.parameters, see)
 
     def round(self) -> None:
         with torch.no_grad():
             self._part.round()
+            self._part.give_out()
 
 
 def _renamed(pair: Pair, names: Mapping[str, str]) -> Pair:
