@@ -33,14 +33,17 @@ def test_what_was_written_is_what_runs(tmp_path: Path, layout: WeightLayout) -> 
     written = write_model(tmp_path, model, layout, chosen.get, input_quantizers=inputs)
     with quantize_inputs(written.reference, {name.removesuffix(".weight"): how for name, how in inputs.items()}):
         expected = written.reference(tokens()).logits
+    weight_only = written.reference(tokens()).logits
     skeleton = open_skeleton(tmp_path)
-    loaded = load_weights(skeleton)
-    weight_only = loaded(tokens()).logits
-    with open_quantized(tmp_path) as checkpoint, quantize_stored_inputs(loaded, skeleton, checkpoint) as simulation:
-        assert torch.equal(loaded(tokens()).logits, expected)
-        assert not simulation.idle
+    assert torch.equal(load_weights(skeleton)(tokens()).logits, expected)
     assert not torch.equal(weight_only, expected)
-    assert torch.equal(loaded(tokens()).logits, weight_only)
+    with (
+        open_quantized(tmp_path) as checkpoint,
+        quantize_stored_inputs(written.reference, skeleton, checkpoint) as found,
+    ):
+        assert torch.equal(written.reference(tokens()).logits, expected)
+        assert not found.idle
+    assert torch.equal(written.reference(tokens()).logits, weight_only)
 
 
 def test_a_weight_that_is_merged_on_loading_has_no_inputs_of_its_own(

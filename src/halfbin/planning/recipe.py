@@ -63,7 +63,7 @@ LAYOUTS = ("compressed-tensors", "halfbin", "safetensors")
 RECIPE_BYTES_MAX = 2**20
 TRANSFORMS = ("awq", "smoothquant")
 RULE_KEYS = ("match", "weights", "method", "estimator", "transforms", "inputs", "input_estimator")
-RANGED = ("rtn", "gptq")  # methods whose ranges an estimator chooses
+RANGED = ("rtn", *CALIBRATED)  # methods whose ranges an estimator chooses
 
 Weights: TypeAlias = Scheme | torch.dtype | None  # a scheme to round to, a type to cast to, or None: keep
 
@@ -184,7 +184,7 @@ def _rule(raw: object, where: str) -> Rule:
     method = _choice(raw, "method", (*METHODS, *CALIBRATED), "rtn", where)
     if method not in RANGED and "estimator" in raw:
         raise RecipeError(
-            f"{where}: estimator goes with {' and '.join(RANGED)}; {method} chooses its ranges itself: leave it out"
+            f"{where}: estimator goes with {', '.join(RANGED)}; {method} chooses its ranges itself: leave it out"
         )
     target = _weights(weights, where)
     idle = next((key for key in RULE_KEYS[2:] if key in raw), None)

@@ -24,7 +24,8 @@ from halfbin.models.products import Place, Product, Watch
 from halfbin.models.walk import Stop, survey, walk
 from halfbin.planning import Plan, SitePlan
 from halfbin.run.blockwise.feeding import model_inputs
-from halfbin.run.blockwise.rounding import Factors, round_site
+from halfbin.run.blockwise.learning import learn_codes, targets_of
+from halfbin.run.blockwise.rounding import Factors, output_error, round_site
 from halfbin.run.blockwise.smoothing import Smoother
 from halfbin.run.blockwise.stored import Stored, cast
 from halfbin.tensor import InputQuantizer, QTensor, dequantize
@@ -176,7 +177,7 @@ class _Loop:
             part = Part(self, stop.block.parameters)
             part.observe(stop, final=not rounded)
             part.transform(stop)
-            part.round()
+            part.round(stop)
             if rounded or part.has_static_inputs:
                 part.observe_ranges(stop, final=rounded)
             stop.calls[0].output = stop.run(stop.calls[0], final=True)
@@ -246,27 +247,56 @@ class Part:
         self._changed = smoother.changed
         self._loop._outcome.pairs += len(pairs)
 
-    def round(self) -> None:
-        """Choose codes for every site, and put the rounded weights back."""
-        factors = Factors()
+    def round(self, stop: Stop | None = None) -> None:
+        """Choose codes for every site, and put the rounded weights back; those that are learned last, with the block `stop`."""
+        learned = [(s, places) for s, places in self._sites if stop is not None and "autoround" in s.method]
+        values = {s.site.tensor: self._stored.read(s.site.tensor).clone() for s, _ in self._sites}
+        found, factors = {}, Factors()
         for planned, places in self._sites:
-            name, parameter = planned.site.tensor, self.parameters[places[0].parameter]
             groups = {place: next(iter(self.inputs.reading([place])), None) for place in places}
-            values = self._stored.read(name).clone()
-            codes = round_site(planned, places, parameter, groups, factors)
-            rounded = matrices(dequantize(codes.q), transposed=planned.site.transposed)
-            for place, w_hat in zip(places, rounded, strict=True):
-                place.view(parameter).copy_(w_hat)
-            transformed = bool(self._changed & {place.parameter for place in places})
-            found = Rounded(
-                name,
-                codes.q,
-                values,
-                transformed=transformed,
-                output_error=codes.output_error,
-                remarks=codes.remarks,
+            found[planned.site.tensor] = round_site(
+                planned, places, self.parameters[places[0].parameter], groups, factors
             )
-            self._rounded.append((planned, places, found))
+            if (planned, places) not in learned:
+                self._put_back(planned, places, found[planned.site.tensor].q)
+        if stop is not None and learned:
+            codes = self._learn(stop, learned, {name: site.q for name, site in found.items()}, values)
+            for planned, places in learned:
+                name = planned.site.tensor
+                self._put_back(planned, places, codes[name])
+                groups = {place: next(iter(self.inputs.reading([place])), None) for place in places}
+                error = output_error(places, values[name], codes[name], groups, transposed=planned.site.transposed)
+                found[name] = replace(found[name], q=codes[name], output_error=error)
+        for planned, places in self._sites:
+            name = planned.site.tensor
+            transformed = bool(self._changed & {place.parameter for place in places})
+            site = found[name]
+            rounded = Rounded(name, site.q, values[name], None, transformed, site.output_error, site.remarks)
+            self._rounded.append((planned, places, rounded))
+
+    def _put_back(self, planned: SitePlan, places: Places, q: QTensor) -> None:
+        for place, w_hat in zip(places, matrices(dequantize(q), transposed=planned.site.transposed), strict=True):
+            place.view(self.parameters[place.parameter]).copy_(w_hat)
+
+    def _learn(
+        self,
+        stop: Stop,
+        learned: Sequence[tuple[SitePlan, Places]],
+        start: Mapping[str, QTensor],
+        values: Mapping[str, Tensor],
+    ) -> dict[str, QTensor]:
+        prefix = f"{stop.block.name}."
+        names = {self._partial.canonical(p): p.removeprefix(prefix) for p in stop.block.parameters}
+        chosen = {s.site.tensor for s, _ in learned}
+        return learn_codes(
+            stop,
+            targets_of(stop.calls[1:]),
+            learned,
+            self.parameters,
+            names,
+            {name: q for name, q in start.items() if name in chosen},
+            values,
+        )
 
     def give_out(self) -> None:
         """Hand every tensor over that was rounded or changed."""
