@@ -119,19 +119,20 @@ def _sentences(path: Path) -> Path:
     return target
 
 
-def recipe(scheme: str, method: str) -> str:
-    name, *parts = method.split("+")
+def recipe(scheme: str, method: str, remainder: str) -> str:
+    parts = method.split("+")
     estimator = next((f'estimator = "{p}"\n' for p in parts if p in ESTIMATORS), "")
     transforms = json.dumps([p for p in parts if p in TRANSFORMS])
+    name = "+".join(p for p in parts if p not in (*ESTIMATORS, *TRANSFORMS))
     return (
-        f'remainder = "row"\nlayout = "halfbin"\n[[rule]]\nmatch = "*pooler*"\nweights = "keep"\n[[rule]]\nmatch = "*"\n'
+        f'remainder = "{remainder}"\nlayout = "halfbin"\n[[rule]]\nmatch = "*pooler*"\nweights = "keep"\n[[rule]]\nmatch = "*"\n'
         f'weights = "{scheme}"\nmethod = "{name}"\ntransforms = {transforms}\n{estimator}'
     )
 
 
-def result(subject: Subject, scheme: str, method: str, num_samples: int) -> dict[str, Any]:
+def result(subject: Subject, scheme: str, method: str, num_samples: int, remainder: str) -> dict[str, Any]:
     skeleton = subject.skeleton
-    text = recipe(scheme, method)
+    text = recipe(scheme, method, remainder)
     if not any("pooler" in name for name, _ in skeleton.model.named_modules()):
         text = text.replace('[[rule]]\nmatch = "*pooler*"\nweights = "keep"\n', "")
     with open_checkpoint(skeleton.path) as checkpoint, tempfile.TemporaryDirectory() as folder:
@@ -171,6 +172,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--max-tokens", type=int, default=16_384, help="of the demo's held-out text")
     parser.add_argument("--calibration", type=Path, help="for the story model")
+    parser.add_argument("--remainder", default="row", help="what becomes of a last, shorter group: row or tail")
     parser.add_argument("--out", type=Path, default=Path("quality.jsonl"))
     options = parser.parse_args()
     done = read(options.out)
@@ -180,7 +182,8 @@ def main() -> None:
             for method in options.methods:
                 if (name, scheme, method, options.samples) not in done:
                     subject = subject or make_subject(name, options)
-                    row = result(subject, scheme, method, 10**6 if name == "minilm" else options.samples)
+                    samples = 10**6 if name == "minilm" else options.samples
+                    row = result(subject, scheme, method, samples, options.remainder)
                     row = {"model": name, "scheme": scheme, "method": method, "samples": options.samples} | row
                     with options.out.open("a") as file:
                         file.write(json.dumps(row) + "\n")
