@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from halfbin.errors import SchemeError
-from halfbin.transforms import random_hadamard
+from halfbin.transforms import Rotation, random_hadamard
 
 EPS = torch.finfo(torch.float64).eps
 
@@ -27,6 +27,14 @@ def test_it_is_orthogonal_and_its_matrix_is_what_it_does(n: int) -> None:
     # n products of numbers whose sizes add up to 1, each off by a few eps of itself, summed one after the other.
     assert float((q @ q.T - torch.eye(n, dtype=torch.float64)).abs().max()) <= (n + 8) * EPS
     assert float((rotation(x) - x @ q).abs().max()) <= (n + 8) * EPS * float(x.abs().sum(1).max())
+
+
+def test_factors_need_not_be_symmetric() -> None:
+    factors = tuple(torch.linalg.qr(numbers(f, f)).Q for f in (3, 5, 2))
+    signs = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(30)
+    rotation, x = Rotation(signs, factors), numbers(4, 60)
+    assert rotation.block_size == 30
+    assert float((rotation(x) - x @ rotation.matrix()).abs().max()) <= 68 * EPS * float(x.abs().sum(1).max())
 
 
 @pytest.mark.parametrize("n", [4096, 5120, 11008, 14336])
@@ -75,5 +83,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_another_width_is_refused() -> None:
+    with pytest.raises(SchemeError, match="blocks of 4 do not fill a rotation of 6"):
+        Rotation(torch.ones(6), (torch.eye(4),))
     with pytest.raises(SchemeError, match=r"rotation of 8 cannot turn a tensor of shape \[2, 7\]"):
         random_hadamard(8)(torch.ones(2, 7))
