@@ -76,7 +76,8 @@ class Rotation:
 
     def matrix(self) -> Tensor:
         """Q itself, float64 [size, size]."""
-        block = functools.reduce(torch.kron, self.factors, torch.ones(1, 1, dtype=torch.float64))
+        rows_first = (f.contiguous() for f in self.factors)  # torch.kron of others keeps their order, and then fails on it
+        block = functools.reduce(torch.kron, rows_first, torch.ones(1, 1, dtype=torch.float64))
         return self.signs[:, None] * torch.kron(torch.eye(self.size // self.block_size, dtype=torch.float64), block)
 
 
