@@ -21,7 +21,8 @@ from halfbin.models.products import Place
 from halfbin.planning import SitePlan
 from halfbin.tensor import Scheme
 from halfbin.tensor.matrices import scheme_of_matrix
-from halfbin.transforms.awq import awq_scale, layer_loss, search_scale
+from halfbin.transforms.awq import awq_scale, layer_loss
+from halfbin.transforms.search import search_scale
 from halfbin.transforms.smoothquant import smoothing_scale
 
 AWQ_STEPS = 20  # ratios from 0 on, as in the paper's released search
