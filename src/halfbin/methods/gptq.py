@@ -90,6 +90,7 @@ def gptq(
     factor: Factor,
     *,
     estimator: RangeEstimator | None = None,
+    params: tuple[Tensor, Tensor | None] | None = None,
     block: int = BLOCK,
 ) -> QTensor:
     """Choose codes that keep X @ weight^T, at scales that are fitted to the weight before the first column is rounded.
@@ -99,6 +100,7 @@ def gptq(
       scheme: what to round to.
       factor: of the second moment [in, in] of the layer's inputs.
       estimator: chooses the range each scale covers; the whole range by default.
+      params: scale and zero point to use instead of fitted ones, as `fit` and `clipped` give them.
       block: columns whose errors are passed on to the rest at once; changes time and the last bit, not the method.
 
     Raises:
@@ -108,7 +110,7 @@ def gptq(
     if weight.ndim != 2 or weight.shape[1] != len(factor.order):
         raise SchemeError(f"weight {list(weight.shape)} and second moment of {len(factor.order)} features do not fit")
     require_finite(weight)
-    scale, zero_point = fit(weight, scheme, estimator)
+    scale, zero_point = params or fit(weight, scheme, estimator)
     shape = (weight.shape[0], weight.shape[1])
     columns = (
         weight.detach().to(torch.float32).T[factor.order].contiguous()
