@@ -125,7 +125,8 @@ def recipe(scheme: str, method: str, remainder: str) -> str:
     transforms = json.dumps([p for p in parts if p in TRANSFORMS])
     name = "+".join(p for p in parts if p not in (*ESTIMATORS, *TRANSFORMS))
     return (
-        f'remainder = "{remainder}"\nlayout = "halfbin"\n[[rule]]\nmatch = "*pooler*"\nweights = "keep"\n[[rule]]\nmatch = "*"\n'
+        f'remainder = "{remainder}"\nlayout = "halfbin"\n'
+        '[[rule]]\nmatch = "*pooler*"\nweights = "keep"\n[[rule]]\nmatch = "*"\n'
         f'weights = "{scheme}"\nmethod = "{name}"\ntransforms = {transforms}\n{estimator}'
     )
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from halfbin.methods.autoround import AutoRounded, autoround
+from halfbin.methods.clip import clipped
 from halfbin.methods.correction import corrected
 from halfbin.methods.factor import Factor, factorise
 from halfbin.methods.gptq import gptq
@@ -16,11 +17,7 @@ from halfbin.tensor.qtensor import QTensor
 from halfbin.tensor.scheme import Scheme
 
 METHODS: dict[str, Callable[[Tensor, Scheme], QTensor]] = {"rtn": rtn, "hqq": hqq}
-CALIBRATED = (
-    "gptq",
-    "autoround",
-    "gptq+autoround",
-)  # these ask for data: statistics of inputs, or the inputs themselves
+CALIBRATED = ("gptq", "autoround", "gptq+autoround")  # these ask for statistics of inputs, or the inputs themselves
 TILEWISE = frozenset(METHODS)  # these look at no other tile, so rows of whole tiles may come one after the other
 
 __all__ = [
@@ -30,6 +27,7 @@ __all__ = [
     "AutoRounded",
     "Factor",
     "autoround",
+    "clipped",
     "corrected",
     "factorise",
     "gptq",

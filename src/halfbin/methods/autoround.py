@@ -329,7 +329,7 @@ class _Values:
     def of(fmt: Format, dtype: torch.dtype, device: torch.device) -> _Values:
         """Those of a format."""
         values = fmt.decode(fmt.codes, torch.float64)
-        rising = values[values.isfinite()].unique()
+        rising = torch.unique(values[values.isfinite()])
         gaps = rising.diff()
         low, high = float(rising[0] - gaps[0] / 2), float(rising[-1] + gaps[-1] / 2)
         return _Values(rising.to(device, dtype), gaps.to(device, dtype), bool((gaps == 1).all()), low, high)

@@ -23,7 +23,7 @@ from halfbin.errors import DataError, SchemeError
 from halfbin.kernels.threads import in_threads
 from halfbin.methods.column_rounding import rounding
 from halfbin.methods.factor import Factor
-from halfbin.methods.gptq_scales import ColumnScales, RowScales
+from halfbin.methods.gptq_scales import ColumnScales, Params, RowScales
 from halfbin.numerics.affine import Grid
 from halfbin.numerics.ranges import RangeEstimator
 from halfbin.tensor.qtensor import QTensor, require_finite
@@ -39,6 +39,7 @@ def gptq(
     factor: Factor,
     *,
     estimator: RangeEstimator | None = None,
+    params: Params | None = None,
     recompute_scales: bool = False,
     leaf: int = LEAF,
 ) -> QTensor:
@@ -49,6 +50,7 @@ def gptq(
       scheme: what to round to; any format and granularity.
       factor: of the second moment [in, in] of the layer's inputs.
       estimator: chooses the range each scale covers; the whole range by default.
+      params: scale and zero point to use instead of fitted ones, as `fit` and `clipped` give them.
       recompute_scales: choose the scales of a group again when its first column is reached, from its columns as the errors so
         far have changed them. The columns that share a scale must be rounded together: `factorise` with `act_order=False`, or
         with `group_size`. One scale for all columns is the same either way.
@@ -63,7 +65,7 @@ def gptq(
         raise SchemeError(f"weight {list(weight.shape)} and second moment of {len(factor.order)} features do not fit")
     require_finite(weight)
     weight = weight.detach()
-    scales = ColumnScales(weight, scheme, factor.order, estimator, recompute=recompute_scales)
+    scales = ColumnScales(weight, scheme, factor.order, estimator, params=params, recompute=recompute_scales)
     codes = torch.empty(weight.shape, dtype=scheme.format.code_dtype, device=weight.device)
     place = torch.argsort(factor.order)  # of each column in the order of rounding
 

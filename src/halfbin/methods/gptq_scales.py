@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from halfbin.numerics.ranges import RangeEstimator
 from halfbin.tensor.granularity import spread
 from halfbin.tensor.qtensor import fit
 from halfbin.tensor.scheme import Scheme
+
+Params: TypeAlias = "tuple[Tensor, Tensor | None]"  # scale and zero point, as `QTensor` holds them
 
 
 class ColumnScales:
@@ -25,11 +28,18 @@ class ColumnScales:
     """
 
     def __init__(
-        self, weight: Tensor, scheme: Scheme, order: Tensor, estimator: RangeEstimator | None, *, recompute: bool
+        self,
+        weight: Tensor,
+        scheme: Scheme,
+        order: Tensor,
+        estimator: RangeEstimator | None,
+        *,
+        params: Params | None = None,
+        recompute: bool = False,
     ) -> None:
         self.scheme, self.estimator, self.order = scheme, estimator, order
         self.shape = (weight.shape[0], weight.shape[1])
-        self.scale, self.zero_point = fit(weight, scheme, estimator)
+        self.scale, self.zero_point = fit(weight, scheme, estimator) if params is None else params
         height, width = (max(size, 1) for size in scheme.granularity.tile(self.shape))
         self.tiles: list[int] = (order // width).tolist()
         # With one tile for all columns, the first column is reached before anything has changed.
