@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from halfbin.methods.autoround import AutoRounded, autoround
 from halfbin.methods.gptq import Factor, factorise, gptq
 from halfbin.methods.hqq import hqq
 from halfbin.methods.rtn import rtn
@@ -17,4 +18,4 @@ TILEWISE = frozenset(
     {"rtn", "hqq"}
 )  # these look at no other tile, so rows of whole tiles may be given one after the other
 
-__all__ = ["METHODS", "TILEWISE", "Factor", "factorise", "gptq", "hqq", "rtn"]
+__all__ = ["METHODS", "TILEWISE", "AutoRounded", "Factor", "autoround", "factorise", "gptq", "hqq", "rtn"]
