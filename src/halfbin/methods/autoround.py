@@ -230,7 +230,7 @@ class _Learned:
             self._range.descend(by_scale, by_zero, rate)
         # An offset beyond half a gap, which only a given start can have, may go back but no further out.
         reach = self._offsets.abs().clamp_(min=0.5)
-        moved = self._offsets.sub_(gradient.sign_().mul_(inside), alpha=rate)
+        moved = self._offsets.sub_(gradient.sign().mul_(inside), alpha=rate)
         torch.minimum(torch.maximum(moved, -reach), reach, out=moved)
 
     def _steps(self, scale: Tensor) -> Tensor:
@@ -329,7 +329,7 @@ class _Values:
     def of(fmt: Format, dtype: torch.dtype, device: torch.device) -> _Values:
         """Those of a format."""
         values = fmt.decode(fmt.codes, torch.float64)
-        rising = torch.unique(values[values.isfinite()])
+        rising = torch.tensor(sorted(set(values[values.isfinite()].tolist())), dtype=values.dtype)
         gaps = rising.diff()
         low, high = float(rising[0] - gaps[0] / 2), float(rising[-1] + gaps[-1] / 2)
         return _Values(rising.to(device, dtype), gaps.to(device, dtype), bool((gaps == 1).all()), low, high)

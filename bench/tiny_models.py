@@ -1,0 +1,143 @@
+"""A tiny random model of any causal-LM class that transformers knows, from its own configuration class.
+
+No architecture is named: fields of a configuration, and of configurations inside it, are made small by what their names say
+(hidden_size, num_heads, ...), lists with an entry a layer are cut, and a few variants are tried until one runs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+NUM_LAYERS = 2
+VOCABULARY = 96
+# What a field's name matches first decides. Sizes fit together: 4 heads of 16 are 64.
+SIZES: tuple[tuple[str, int], ...] = (
+    (r"(^|_)vocab_size(_|$)|^num_embeddings$", VOCABULARY),
+    (r"mamba_n_heads|mamba_num_heads|ssm_num_heads|linear_num_value_heads", 8),
+    (r"mamba_d_head|mamba_head_dim|ssm_head_dim", 16),
+    (r"(^|_)n_groups$|mamba_ngroups|^n_group$|^topk_group$|num_expert_group|ssm_groups", 1),
+    (r"d_state$|state_size$|ssm_state", 16),
+    (r"time_step_rank|dt_rank", 8),
+    (r"num_shared_experts|n_shared_experts|shared_expert_num|num_shared_expert", 1),
+    (r"experts?_per_tok|top_?k(_experts)?$|moe_top_?k|num_selected_experts|num_active_experts|experts_top_k|router_top_k", 2),
+    (r"(^|_)(num|n)_(local_|routed_|moe_)?experts$|^moe_num_experts$|num_experts_total", 4),
+    (r"(moe|expert|shared).*(intermediate|ffn|hidden|dim)", 64),
+    (r"(^|_)(intermediate|inner|ffn|mlp|feed_?forward|d_ff|n_inner)(_|$)|d_inner|^ffn_dim$|^d_ff$|ffn_hidden", 128),
+    (r"kv_lora_rank|q_lora_rank|lora_rank|_rank$|index_.*dim", 32),
+    (r"qk_rope_head_dim|rotary_dim", 8),
+    (r"qk_nope_head_dim|v_head_dim|head_dim|d_kv|head_size|attention_head_size|kv_channels|value_dim$|key_dim$", 16),
+    (r"(num_)?key_value_heads|num_kv_heads|n_kv_heads|kv_heads|num_key_heads|linear_num_key_heads|n_head_kv", 2),
+    (r"(num|n)_(attention_|query_|decoder_attention_|encoder_attention_)?heads?$|attention_heads$|^n_head$", 4),
+    (r"(num|n)_(hidden_|decoder_|encoder_|attention_)?layers?$|^(encoder|decoder)_layers$|num_.*_layers$|^n_layer$|depth$", NUM_LAYERS),
+    (r"max_position|n_positions|n_ctx|max_seq|context_length|max_sequence|seq_length", 128),
+    (r"hidden_size|d_model|n_embd|embed_dim|^dim$|model_dim|embedding_size|lru_width|hidden_dim|proj_dim|embedding_dim|width$", 64),
+    (r"window|chunk_size|block_size|local_attn", 32),
+)  # fmt: skip
+VARIANTS: tuple[Mapping[str, Any], ...] = (
+    {},
+    {"num_heads": 8, "head_dim": 16, "n_heads": 8},
+    {"num_key_value_heads": 4, "n_kv_heads": 4, "num_kv_heads": 4},
+    {"head_dim": 32, "num_attention_heads": 2, "num_key_value_heads": 2},
+    {"rope_scaling": None, "rope_parameters": None},
+    {"layer_types": None},
+    {"hidden_size": 128, "intermediate_size": 128, "head_dim": 32, "num_attention_heads": 4},
+    {"num_hidden_layers": 4, "n_layer": 4, "num_layers": 4},
+)
+
+
+def causal_classes() -> dict[str, tuple[type[PretrainedConfig], type[nn.Module]]]:
+    """Every causal-LM class by its name, with its configuration class."""
+    mapping = transformers.AutoModelForCausalLM._model_mapping
+    found = {}
+    for config_class in mapping:
+        model_class = mapping[config_class]
+        found[model_class.__name__] = (config_class, model_class)
+    return dict(sorted(found.items()))
+
+
+def tiny_model(config_class: type[PretrainedConfig], model_class: type[nn.Module], *, seed: int = 0) -> nn.Module:
+    """A model with random weights, none of them zero, that runs in float32.
+
+    Raises:
+      RuntimeError: no variant runs; says why the first did not.
+    """
+    first: Exception | None = None
+    for variant in VARIANTS:
+        try:
+            torch.manual_seed(seed)
+            model = model_class(_small(config_class(), variant)).eval().float()
+            _randomize(model, seed)
+            with torch.no_grad():
+                logits = run(model, torch.arange(3, 19)[None])
+            if not bool(torch.isfinite(logits).all()):
+                raise FloatingPointError("logits are not finite")
+            return model
+        except Exception as error:  # whatever a configuration leads to
+            first = first or error
+    raise RuntimeError(f"{type(first).__name__}: {first}".replace("\n", " ")[:200])
+
+
+def run(model: nn.Module, ids: Tensor) -> Tensor:
+    """The model's logits for int64 [batch, length]."""
+    with torch.no_grad():
+        found: Tensor = model(input_ids=ids).logits
+    return found
+
+
+def _small(config: PretrainedConfig, variant: Mapping[str, Any]) -> PretrainedConfig:
+    """The same configuration with small sizes; built anew, so that what follows from sizes follows."""
+    values = dict(_smaller(config, variant))
+    try:
+        return type(config)(**values)
+    except Exception:  # a field that the class computes itself, or checks against others: set what can be set
+        for name, value in values.items():
+            try:
+                setattr(config, name, value)
+            except Exception:  # noqa: S112, PERF203  # a property
+                continue
+        return config
+
+
+def _smaller(config: PretrainedConfig, variant: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    layers = max((v for k, v in vars(config).items() if re.search(r"layers?$", k) and isinstance(v, int)), default=0)
+    for name, value in vars(config).items():
+        if isinstance(value, PretrainedConfig):
+            yield name, _small(value, variant)
+        elif name in variant:
+            yield name, variant[name]
+        elif name.endswith("token_id") and isinstance(value, int):
+            yield name, min(value, 2) if value >= 0 else value
+        elif isinstance(value, int) and not isinstance(value, bool):
+            small = next((size for pattern, size in SIZES if re.search(pattern, name)), None)
+            if small is not None and value > 0:
+                yield name, min(value, small) if "layers" in name else small
+        elif isinstance(value, list | tuple) and layers > NUM_LAYERS and len(value) >= layers:
+            yield name, _two(list(value), variant)
+        elif value is None and name == "head_dim":
+            yield name, 16
+
+
+def _two(values: list[Any], variant: Mapping[str, Any]) -> list[Any]:
+    """An entry for each of the layers that are left: the kinds that there are, in their order."""
+    count = variant.get("num_hidden_layers", NUM_LAYERS)
+    kinds = list(dict.fromkeys(map(str, values)))
+    chosen = [next(v for v in values if str(v) == kind) for kind in kinds[:count]]
+    return (chosen * count)[:count] if chosen else []
+
+
+def _randomize(model: nn.Module, seed: int) -> None:
+    """Weights as after training: vectors around what they were, matrices of a size that keeps activations in range."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if parameter.ndim >= 2:
+            parameter.data = noise * max(parameter.shape[-1], 1) ** -0.5
+        else:
+            parameter.data = parameter.data.nan_to_num() + 0.1 * noise
