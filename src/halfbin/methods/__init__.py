@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from halfbin.methods.clip import clipped
+from halfbin.methods.clip import after_correction, clipped
 from halfbin.methods.gptq import Factor, factorise, gptq
 from halfbin.methods.hqq import hqq
 from halfbin.methods.rtn import rtn
@@ -17,4 +17,15 @@ METHODS: dict[str, Callable[[Tensor, Scheme], QTensor]] = {"rtn": rtn, "hqq": hq
 CALIBRATED = ("gptq",)  # these ask for statistics of the layer's inputs
 TILEWISE = frozenset(METHODS)  # these look at no other tile, so rows of whole tiles may come one after the other
 
-__all__ = ["CALIBRATED", "METHODS", "TILEWISE", "Factor", "clipped", "factorise", "gptq", "hqq", "rtn"]
+__all__ = [
+    "CALIBRATED",
+    "METHODS",
+    "TILEWISE",
+    "Factor",
+    "after_correction",
+    "clipped",
+    "factorise",
+    "gptq",
+    "hqq",
+    "rtn",
+]
