@@ -1,4 +1,4 @@
-"""Sums of x x^T: what they are, and that splitting the work does not change them."""
+"""Sums of x x^T: what they are, and when splitting the work changes no bit."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from halfbin.calibration import SecondMoment
+from calibration.streams import DEAD, samples
+from halfbin.calibration import SecondMoment, second_moment, upper_product
 from halfbin.errors import DataError
 
 
-def samples(num: int = 6, features: int = 37) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randn(5 + i, features, generator=generator) for i in range(num)]
+@pytest.fixture(autouse=True)
+def several_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(second_moment, "STRIP", 8)
 
 
 def observed(some: list[Tensor]) -> SecondMoment:
@@ -22,14 +23,13 @@ def observed(some: list[Tensor]) -> SecondMoment:
     return moment
 
 
-@pytest.mark.parametrize("features", [1, 7, 8, 37])
+@pytest.mark.parametrize("features", [1, 7, 8, 37, 40])
 def test_it_is_the_sum_over_tokens_of_x_times_x(features: int) -> None:
     some = samples(features=features)
     moment, x = observed(some), torch.cat(some).double()
-    expected = x.T @ x
     # Each sample's sum of at most 10 products is rounded in float32.
     bound = 10 * torch.finfo(torch.float32).eps * (x.abs().T @ x.abs())
-    assert bool(((moment.matrix() - expected).abs() <= bound).all())
+    assert bool(((moment.matrix() - x.T @ x).abs() <= bound).all())
     assert moment.num_tokens == len(x)
 
 
@@ -38,32 +38,69 @@ def test_it_is_symmetric_to_the_bit() -> None:
     assert torch.equal(matrix, matrix.T)
 
 
-def test_two_observers_merged_are_one_that_saw_both_streams() -> None:
+def test_products_made_elsewhere_and_added_in_order_give_the_same_bits() -> None:
     some = samples()
-    whole = observed(some)
-    for cut in range(1, len(some)):
-        first, second = observed(some[:cut]), observed(some[cut:])
-        first.merge(second)
-        assert first.num_tokens == whole.num_tokens
-        # Only float64 additions come in another order.
-        assert torch.allclose(first.matrix(), whole.matrix(), rtol=1e-14, atol=1e-14 * float(whole.matrix().max()))
+    moment = SecondMoment(37)
+    for x in some:
+        moment.add_product(upper_product(x), len(x))
+    assert torch.equal(moment.matrix(), observed(some).matrix())
+    assert moment.num_tokens == observed(some).num_tokens
 
 
-def test_leading_dimensions_are_tokens() -> None:
-    x = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(observed([x]).matrix(), observed([x.view(6, 8)]).matrix())
+def test_an_observer_handed_on_gives_the_same_bits() -> None:
+    some = samples()
+    first = observed(some[:2])
+    for x in some[2:]:
+        handed_on = SecondMoment(37)
+        handed_on.merge(first)
+        handed_on.add(x)
+        first = handed_on
+    assert torch.equal(first.matrix(), observed(some).matrix())
+
+
+def test_the_product_of_a_sample_is_an_upper_triangle() -> None:
+    product = upper_product(samples()[0])
+    assert product.dtype == torch.float32
+    assert torch.equal(product, product.triu()) and bool(product.triu(1).any())
+
+
+@pytest.mark.parametrize("strip", [8, 384], ids=["five strips", "one strip"])
+def test_threads_do_not_change_the_bits(strip: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(second_moment, "STRIP", strip)
+    some = [torch.randn(300, 37, generator=torch.Generator().manual_seed(3))]
+    before, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            found.append(observed(some).matrix())
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found)
+
+
+def test_a_dead_channel_has_an_empty_row_and_column() -> None:
+    matrix = observed(samples()).matrix()
+    assert not matrix[DEAD].any() and not matrix[:, DEAD].any()
+    assert torch.nonzero(matrix.diagonal() == 0).flatten().tolist() == [DEAD]
+
+
+def test_squares_beyond_float32_are_refused_before_anything_is_added() -> None:
+    moment = SecondMoment(16)
+    x = torch.ones(3, 16)
+    x[1, 12] = -1e19
+    with pytest.raises(DataError, match="channel 12"):
+        moment.add(x)
+    assert moment.num_tokens == 0 and not moment.matrix().any()
 
 
 @pytest.mark.parametrize(
-    ("x", "words"),
+    ("product", "words"),
     [
-        pytest.param(torch.ones(2, 9), "9 features, expected 8", id="width"),
-        pytest.param(torch.tensor([[1.0] * 7 + [float("nan")]]), "in feature 7", id="NaN"),
-        pytest.param(torch.tensor([[1e30] + [1.0] * 7]), "in feature 0", id="overflow"),
+        pytest.param(torch.ones(8, 7), r"expected a float32 product \[8, 8\]", id="shape"),
+        pytest.param(torch.ones(8, 8, dtype=torch.float64), "float64", id="type"),
+        pytest.param(torch.full((8, 8), torch.nan), "channel 0", id="NaN"),
     ],
 )
-def test_what_would_spoil_the_sum_is_refused(x: Tensor, words: str) -> None:
-    moment = SecondMoment(8)
+def test_what_is_no_product_of_a_sample_is_refused(product: Tensor, words: str) -> None:
     with pytest.raises(DataError, match=words):
-        moment.add(x)
-    assert moment.num_tokens == 0 and not moment.matrix().any()
+        SecondMoment(8).add_product(product, 1)

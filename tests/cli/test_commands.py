@@ -17,6 +17,7 @@ def test_quantize_passes_every_option_on(invoke: Invoke, tmp_path: Path) -> None
     invoke(
         "quantize", "m", "-o", tmp_path / "out", "--recipe", "nf4", "--format", "halfbin", "--text", "t.txt",
         "--max-tokens", "9", "--no-evaluate", "--force", "--device", "cuda", "--trust-remote-code",
+        "--calibration", "c.jsonl", "--num-samples", "7", "--sample-length", "64", "--seed", "3",
     )  # fmt: skip
     (call,) = fake_api.CALLS
     assert call == {
@@ -32,6 +33,10 @@ def test_quantize_passes_every_option_on(invoke: Invoke, tmp_path: Path) -> None
         "trust_remote_code": True,
         "device": "cuda",
         "max_kl": None,
+        "calibration": Path("c.jsonl"),
+        "num_samples": 7,
+        "sample_length": 64,
+        "seed": 3,
         "on_event": None,  # nobody is watching: not a terminal
     }
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from formats.written import projections, tiny_llama, write_model
 from halfbin.errors import FormatError, SchemeError
-from halfbin.formats import HALFBIN, SafetensorsWriter, open_quantized
+from halfbin.formats import HALFBIN, InputCodec, SafetensorsWriter, open_quantized
 from halfbin.formats.layout import PartInfo
 from halfbin.numerics import FORMATS, IntegerFormat, ScaleFormat
 from halfbin.tensor import (
@@ -26,6 +26,7 @@ from halfbin.tensor import (
     QTensor,
     Scheme,
     dequantize,
+    parse_inputs,
     parse_scheme,
     quantize,
 )
@@ -171,7 +172,7 @@ def entry(**changes: object) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        pytest.param(config_with(version=2), "newer halfbin", id="unknown version"),
+        pytest.param(config_with(version=3), "newer halfbin", id="unknown version"),
         pytest.param(config_with(version=True), "version", id="version that is no number"),
         pytest.param({"quant_method": "halfbin"}, "version", id="no version"),
         pytest.param(config_with(tensors=[1]), "must map", id="tensors as a list"),
@@ -259,3 +260,84 @@ def test_a_scheme_without_a_spelling_is_refused() -> None:
     assert HALFBIN.refuses("Linear", (4, 4), odd) is not None
     with pytest.raises(SchemeError):
         parse_scheme(str(odd))
+
+
+INPUTS = [
+    "int8-token",
+    "int8-tensor",
+    "uint8-tensor-asym-f16",
+    "fp8_e4m3-tensor-e8m0",
+    "int8-token-outliers6",
+    "nf4-token",
+]
+
+
+@pytest.mark.parametrize("inputs", INPUTS)
+def test_inputs_of_every_scheme_are_held_without_loss(inputs: str) -> None:
+    q = quantize(torch.randn(6, 20, generator=torch.Generator().manual_seed(0)), parse_scheme("nf4-g8"))
+    how = parse_inputs(inputs).calibrated(-1.0, 3.3)
+    assert HALFBIN.refuses("", q.shape, q.scheme, how.inputs) is None
+    parts = HALFBIN.encode(NAME, q, how)
+    assert {n: (t.dtype, tuple(t.shape)) for n, t in parts.items()} == HALFBIN.tensors(
+        NAME, q.shape, q.scheme, how.inputs
+    )
+    config = json.loads(json.dumps(HALFBIN.config({NAME: (q.scheme, q.shape)}, [], {NAME: how.inputs})))
+    (stored,) = HALFBIN.schemes(config, infos_of(parts), parts.__getitem__).values()
+    assert stored.inputs is not None
+    found = stored.inputs.decode(parts.__getitem__)
+    assert found.inputs == how.inputs
+    x = torch.randn(3, 20, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(found.fake_quantize(x), how.fake_quantize(x))
+
+
+def test_the_version_is_raised_only_where_inputs_are_quantized() -> None:
+    tensors = {NAME: (parse_scheme("int4-g8"), (3, 12))}
+    assert HALFBIN.config(tensors, [])["version"] == 1
+    config = HALFBIN.config(tensors, [], {NAME: parse_inputs("int8-token")})
+    assert config["version"] == 2
+    parts = HALFBIN.encode(NAME, quantize(torch.ones(3, 12), parse_scheme("int4-g8")))
+    assert HALFBIN.schemes(config, infos_of(parts), parts.__getitem__)[NAME].inputs is not None
+    with pytest.raises(FormatError, match="must hold a scheme and a shape"):
+        HALFBIN.schemes({**config, "version": 1}, infos_of(parts), parts.__getitem__)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        pytest.param("int8-tokn", "did you mean 'token'", id="misspelt"),
+        pytest.param(8, "must hold a scheme", id="no text"),
+        pytest.param("int8-tensor", "input_scale' is missing", id="static, and no scale"),
+        pytest.param("int8-channel", "per channel", id="impossible"),
+    ],
+)
+def test_inputs_that_mean_nothing_are_refused(inputs: object, words: str) -> None:
+    parts = HALFBIN.encode(NAME, quantize(torch.ones(3, 12), parse_scheme("int4-g8")))
+    entry = {"scheme": "int4-g8", "shape": [3, 12], "inputs": inputs}
+    config: dict[str, object] = {"quant_method": "halfbin", "version": 2, "tensors": {NAME: entry}}
+    with pytest.raises(FormatError, match=words):
+        HALFBIN.schemes(config, infos_of(parts), parts.__getitem__)
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "words"),
+    [
+        pytest.param("scale", torch.tensor([-1.0]), "holds the scale -1.0", id="scale"),
+        pytest.param("zero_point", torch.tensor([300], dtype=torch.int32), "zero point 300 is no code", id="zero"),
+        pytest.param("zero_point", torch.tensor([3.0]), "stored as torch.float32", id="type"),
+    ],
+)
+def test_damaged_scales_of_inputs_are_refused(part: str, value: Tensor, words: str) -> None:
+    q, how = quantize(torch.ones(3, 12), parse_scheme("int4-g8")), parse_inputs("int8-tensor-asym").calibrated(-1, 1)
+    parts = HALFBIN.encode(NAME, q, how)
+    config = HALFBIN.config({NAME: (q.scheme, q.shape)}, [], {NAME: how.inputs})
+    (stored,) = HALFBIN.schemes(config, infos_of(parts), parts.__getitem__).values()
+    assert stored.inputs is not None
+    parts[f"{NAME}.input_{part}"] = value
+    with pytest.raises(FormatError, match=words):
+        stored.inputs.decode(parts.__getitem__)
+
+
+def test_other_inputs_than_were_announced_are_refused() -> None:
+    codec = InputCodec(parse_inputs("int8-token"), "x.", torch.int32)
+    with pytest.raises(SchemeError, match="announced as int8-token, and are int4-token"):
+        codec.encode(parse_inputs("int4-token").quantizer())

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from halfbin.errors import FormatError
 from halfbin.formats import COMPRESSED_TENSORS, HALFBIN, WeightLayout
 from halfbin.formats.layout import PartInfo
-from halfbin.tensor import parse_scheme, quantize
+from halfbin.tensor import parse_inputs, parse_scheme, quantize
 
 NAME = "a.weight"
 WORDS = [
@@ -43,20 +43,25 @@ def paths(value: object, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize(
-    ("layout", "spelling"),
+    ("layout", "spelling", "inputs"),
     [
-        pytest.param(HALFBIN, "int4-g8-asym", id="halfbin"),
-        pytest.param(COMPRESSED_TENSORS, "int4-g8-asym", id="packed integers"),
-        pytest.param(COMPRESSED_TENSORS, "fp8_e4m3-b8x8", id="fp8 in blocks"),
-        pytest.param(COMPRESSED_TENSORS, "mxfp4", id="mxfp4"),
+        pytest.param(HALFBIN, "int4-g8", "int8-tensor-asym", id="halfbin with inputs"),
+        pytest.param(COMPRESSED_TENSORS, "int8-channel", "int8-tensor-asym", id="int8 with inputs"),
+        pytest.param(HALFBIN, "int4-g8-asym", "", id="halfbin"),
+        pytest.param(COMPRESSED_TENSORS, "int4-g8-asym", "", id="packed integers"),
+        pytest.param(COMPRESSED_TENSORS, "fp8_e4m3-b8x8", "", id="fp8 in blocks"),
+        pytest.param(COMPRESSED_TENSORS, "mxfp4", "", id="mxfp4"),
     ],
 )
 @given(data=st.data())
-@settings(max_examples=300, deadline=None)
-def test_a_changed_config_is_read_or_refused(layout: WeightLayout, spelling: str, data: st.DataObject) -> None:
+@settings(max_examples=200, deadline=None)
+def test_a_changed_config_is_read_or_refused(
+    layout: WeightLayout, spelling: str, inputs: str, data: st.DataObject
+) -> None:
     q = quantize(torch.ones(16, 32), parse_scheme(spelling))
-    parts = layout.encode(NAME, q)
-    config: Any = copy.deepcopy(layout.config({NAME: (q.scheme, q.shape)}, []))
+    how = parse_inputs(inputs).calibrated(-1.0, 1.0) if inputs else None
+    parts = layout.encode(NAME, q, how)
+    config: Any = copy.deepcopy(layout.config({NAME: (q.scheme, q.shape)}, [], {NAME: how.inputs} if how else None))
     for path in data.draw(st.lists(st.sampled_from(paths(config)), min_size=1, max_size=2)):
         table = config
         try:
@@ -69,5 +74,7 @@ def test_a_changed_config_is_read_or_refused(layout: WeightLayout, spelling: str
     try:
         for name, stored in layout.schemes(config, infos, parts.__getitem__).items():
             stored.codec.decode(name, stored.scheme, stored.shape, parts.__getitem__)
+            if stored.inputs:
+                stored.inputs.decode(parts.__getitem__)
     except FormatError:
         pass

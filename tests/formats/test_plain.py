@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from formats.written import projections, tiny_llama, tokens, write_model
 from halfbin.errors import DataError, FormatError
 from halfbin.formats import PlainLayout, open_quantized
-from halfbin.tensor import QTensor, parse_scheme
+from halfbin.tensor import QTensor, parse_inputs, parse_scheme
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -48,3 +48,8 @@ def test_codes_cannot_be_read_back() -> None:
 def test_types_that_are_no_float_are_refused() -> None:
     assert PlainLayout(torch.int8).refuses("Linear", (4, 4), parse_scheme("int4")) is not None
     assert PlainLayout(torch.float16).refuses("Linear", (4, 4), parse_scheme("int4")) is None
+
+
+def test_plain_weights_cannot_say_that_inputs_are_quantized() -> None:
+    refusal = PlainLayout().refuses("Linear", (4, 4), parse_scheme("int8-channel"), parse_inputs("int8-token"))
+    assert refusal is not None and "use --format compressed-tensors or halfbin" in refusal

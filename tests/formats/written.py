@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from halfbin.formats import SafetensorsWriter, WeightLayout
-from halfbin.tensor import QTensor, Scheme, dequantize, quantize
+from halfbin.tensor import InputQuantizer, QTensor, Scheme, dequantize, quantize
 
 NUM_TOKENS = 24
 
@@ -46,6 +46,7 @@ class Written:
     quantized: dict[str, QTensor]
     reference: LlamaForCausalLM
     parts: dict[str, Tensor] = field(default_factory=dict)
+    input_quantizers: Mapping[str, InputQuantizer] = field(default_factory=dict)
 
 
 def write_model(
@@ -54,8 +55,11 @@ def write_model(
     layout: WeightLayout,
     scheme_of: Callable[[str], Scheme | None],
     ignored: tuple[str, ...] = ("lm_head",),
+    input_quantizers: Mapping[str, InputQuantizer] | None = None,
 ) -> Written:
     """Quantize each tensor that `scheme_of` gives a scheme, and write a directory that a client can load."""
+    hows = input_quantizers or {}
+    inputs = {name: how.inputs for name, how in hows.items()}
     weights = dict(model.state_dict())
     if model.config.tie_word_embeddings:
         del weights["lm_head.weight"]
@@ -64,17 +68,20 @@ def write_model(
     parts: dict[str, Tensor] = {}
     for name, value in weights.items():
         q = quantized.get(name)
-        specs |= {name: (value.dtype, tuple(value.shape))} if q is None else layout.tensors(name, q.shape, q.scheme)
-        parts |= {name: value.contiguous()} if q is None else layout.encode(name, q)
+        if q is None:
+            specs[name], parts[name] = (value.dtype, tuple(value.shape)), value.contiguous()
+        else:
+            specs |= layout.tensors(name, q.shape, q.scheme, inputs.get(name))
+            parts |= layout.encode(name, q, hows.get(name))
     with SafetensorsWriter(directory / "model.safetensors", specs, {"format": "pt"}) as writer:
         for name, value in parts.items():
             writer.write(name, value)
     config = {**model.config.to_dict(), "architectures": ["LlamaForCausalLM"]}
-    written = layout.config({name: (q.scheme, q.shape) for name, q in quantized.items()}, ignored)
+    written = layout.config({name: (q.scheme, q.shape) for name, q in quantized.items()}, ignored, inputs or None)
     if written:
         config["quantization_config"] = written
     (directory / "config.json").write_text(json.dumps(config))
-    return Written(directory, quantized, _with_values(model, quantized), parts)
+    return Written(directory, quantized, _with_values(model, quantized), parts, hows)
 
 
 def _with_values(model: LlamaForCausalLM, quantized: dict[str, QTensor]) -> LlamaForCausalLM:

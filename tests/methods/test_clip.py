@@ -145,6 +145,12 @@ def test_what_corrections_leave_over_is_the_conditional_variance_of_each_column(
         assert float(left[column]) == pytest.approx(1 / float(torch.linalg.inv(m[still][:, still])[0, 0]), rel=1e-3)
 
 
+def test_given_scales_are_not_to_be_chosen_again() -> None:
+    w, scheme, m = weight(), parse_scheme("int4-g32"), moment()
+    with pytest.raises(SchemeError, match="pass one of them"):
+        gptq(w, scheme, factorise(m, act_order=False), params=clipped(w, scheme, m), recompute_scales=True)
+
+
 def test_a_large_weight_is_kept_where_its_input_is_large_and_given_up_where_it_is_small() -> None:
     w, scheme = weight(8, 32).clamp(-0.05, 0.05), parse_scheme("int4-channel")
     w[:, 5] = 0.1

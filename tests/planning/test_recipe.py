@@ -91,7 +91,7 @@ def test_scales_take_the_models_type_unless_the_scheme_says_otherwise() -> None:
         pytest.param('[[rule]]\nmatch = "*"\nweights = "float16"\n', "fp16", id="another name for a cast"),
         pytest.param(f'{RULE}method = "hqqq"\n', "hqq", id="unknown method"),
         pytest.param(f'{RULE}estimator = "mce"\n', "mse", id="unknown estimator"),
-        pytest.param(f'{RULE}method = "hqq"\nestimator = "mse"\n', "goes with rtn and gptq", id="hqq with a range"),
+        pytest.param(f'{RULE}method = "hqq"\nestimator = "mse"\n', "goes with rtn, gptq", id="hqq with a range"),
         pytest.param('[[rule]]\nmatch = "*"\nweights = "keep"\nmethod = "hqq"\n', "rounds nothing", id="idle method"),
     ],
 )

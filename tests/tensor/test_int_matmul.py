@@ -15,7 +15,7 @@ from torch import Tensor
 from halfbin.errors import SchemeError
 from halfbin.numerics import FORMATS, IntegerFormat
 from halfbin.tensor import QTensor, Scheme, accumulator_bound, dequantize, int_matmul, parse_scheme, quantize, spread
-from halfbin.tensor.int_matmul import INT32_MAX, accumulate
+from halfbin.tensor.int_matmul import INT32_MAX, accumulate, product, product_in_float64
 
 law = settings(max_examples=200, deadline=None, derandomize=True, database=None)
 INTEGERS = {name: fmt for name, fmt in FORMATS.items() if isinstance(fmt, IntegerFormat)}
@@ -308,3 +308,11 @@ def test_operands_that_do_not_fit_are_refused(
 def test_zero_points_that_are_no_codes_have_no_bound(zero_points: tuple[int, int]) -> None:
     with pytest.raises(SchemeError, match="are no codes of uint8, 0 to 255"):
         accumulator_bound(4, INTEGERS["uint8"], INTEGERS["int8"], x_zero_points=zero_points)
+
+
+def test_the_product_for_devices_without_integer_products_is_the_same() -> None:
+    worst = torch.full((2, INT32_MAX // 128**2), -128, dtype=torch.int8)
+    generator = torch.Generator().manual_seed(0)
+    x, w = (torch.randint(-128, 128, (n, 300), dtype=torch.int8, generator=generator) for n in (5, 7))
+    for a, b in ((worst, worst), (x, w), (x[:0], w)):
+        assert torch.equal(product_in_float64(a, b), product(a, b))

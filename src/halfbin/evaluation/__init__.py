@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from halfbin.evaluation.compare import Comparison, Spread, compare
+from halfbin.evaluation.compare import Comparison, Spread, WindowMeans, compare
 from halfbin.evaluation.embeddings import EmbeddingComparison, compare_embeddings, embed, similarity, spearman
 from halfbin.evaluation.layers import TensorError, output_errors, weight_error
+from halfbin.evaluation.paired import Interval, paired_difference
 from halfbin.evaluation.perplexity import Perplexity, perplexity
 from halfbin.evaluation.text import Tokens, tokenize
 from halfbin.evaluation.windows import Batch, Definition, Windows, cut, default_context
@@ -14,10 +15,12 @@ __all__ = [
     "Comparison",
     "Definition",
     "EmbeddingComparison",
+    "Interval",
     "Perplexity",
     "Spread",
     "TensorError",
     "Tokens",
+    "WindowMeans",
     "Windows",
     "compare",
     "compare_embeddings",
@@ -25,6 +28,7 @@ __all__ = [
     "default_context",
     "embed",
     "output_errors",
+    "paired_difference",
     "perplexity",
     "similarity",
     "spearman",

@@ -9,7 +9,7 @@ Nothing of a batch stays but one float32 per scored token, its KL.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -38,6 +38,15 @@ class Spread:
         return cls(float(array.mean()), float(median), float(p99), float(array.max()))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class WindowMeans:
+    """Means over each window's scored tokens, float64 [num_windows]: what two runs on one text are compared by, in pairs."""
+
+    kl: Tensor
+    nll_before: Tensor
+    nll_after: Tensor
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """A model beside its original on one text.
@@ -47,6 +56,7 @@ class Comparison:
     top1_agreement: share of scored tokens where both find the same token most likely.
     num_tokens:     how many tokens were scored.
     definition:     how the text was cut and scored.
+    by_window:      the same for each window.
     """
 
     before: Perplexity
@@ -55,6 +65,7 @@ class Comparison:
     top1_agreement: float
     num_tokens: int
     definition: Definition | None = None
+    by_window: WindowMeans | None = field(default=None, compare=False)
 
 
 @dataclass(slots=True)
@@ -62,6 +73,7 @@ class _Sums:
     before: float = 0.0
     after: float = 0.0
     agreed: int = 0
+    by_window: list[Tensor] = field(default_factory=list)  # float64 [3, windows of a batch]
 
 
 def compare(reference: nn.Module, model: nn.Module, windows: Windows, *, on_step: OnStep | None = None) -> Comparison:
@@ -91,6 +103,7 @@ def compare(reference: nn.Module, model: nn.Module, windows: Windows, *, on_step
         top1_agreement=sums.agreed / windows.num_scored,
         num_tokens=windows.num_scored,
         definition=windows.definition,
+        by_window=WindowMeans(*torch.cat(sums.by_window, dim=1)),
     )
 
 
@@ -98,7 +111,11 @@ def _same_vocabulary(reference: nn.Module, model: nn.Module, windows: Windows) -
     read = embedded_vocabulary(reference), embedded_vocabulary(model)
     if None not in read:
         _require_equal(*read)
-    sources = LogitSource(reference, "the original model", windows), LogitSource(model, "the quantized model", windows)
+    alike = type(model) is type(reference)  # then it is as causal, though inputs with one scale a batch may hide that
+    sources = (
+        LogitSource(reference, "the original model", windows),
+        LogitSource(model, "the quantized model", windows, known_causal=alike),
+    )
     _require_equal(sources[0].vocabulary, sources[1].vocabulary)
     return sources
 
@@ -113,15 +130,21 @@ def _require_equal(before: int | None, after: int | None) -> None:
 
 def _compare_batch(sources: tuple[LogitSource, LogitSource], batch: Batch, sums: _Sums) -> Tensor:
     kept = []
+    totals, num_tokens = torch.zeros(3, len(batch.input_ids), dtype=torch.float64), 0
     with contextlib.ExitStack() as stack:
         original, quantized = (stack.enter_context(source.hold(batch.input_ids)) for source in sources)
         for begin, end in position_chunks(batch, sources[0].vocabulary):
             log_p = original(begin, end).float().log_softmax(-1)
             log_q = quantized(begin, end).to(log_p.device).float().log_softmax(-1)
-            sums.before += float(token_nll(log_p, batch, begin, sources[0].role).sum(dtype=torch.float64))
-            sums.after += float(token_nll(log_q, batch, begin, sources[1].role).sum(dtype=torch.float64))
+            nll = [token_nll(log, batch, begin, s.role) for log, s in zip((log_p, log_q), sources, strict=True)]
+            kl = token_kl(log_p, log_q)
+            sums.before += float(nll[0].sum(dtype=torch.float64))
+            sums.after += float(nll[1].sum(dtype=torch.float64))
             sums.agreed += int((log_p.argmax(-1) == log_q.argmax(-1)).sum())
-            kept.append(token_kl(log_p, log_q).flatten().cpu())
+            totals += torch.stack([values.sum(1, dtype=torch.float64) for values in (kl, *nll)]).cpu()
+            num_tokens += kl.shape[1]
+            kept.append(kl.flatten().cpu())
+    sums.by_window.append(totals / num_tokens)
     return torch.cat(kept)
 
 

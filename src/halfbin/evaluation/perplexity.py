@@ -50,12 +50,15 @@ class Perplexity:
         return cls(value, nll, windows.num_scored, bits_per_byte, windows.definition)
 
 
-def perplexity(model: nn.Module, windows: Windows, *, on_step: OnStep | None = None) -> Perplexity:
+def perplexity(
+    model: nn.Module, windows: Windows, *, known_causal: bool = False, on_step: OnStep | None = None
+) -> Perplexity:
     """Score every window.
 
     Args:
       model: causal; called with input_ids [batch, length], gives something with logits [batch, length, vocabulary].
       windows: the text, cut.
+      known_causal: do not look whether it is: one scale for the inputs of a batch lets every token move every other a little.
       on_step: called with (windows done, windows in all) after each batch.
 
     Raises:
@@ -64,7 +67,7 @@ def perplexity(model: nn.Module, windows: Windows, *, on_step: OnStep | None = N
     """
     total = 0.0
     with evaluating(model):
-        source = LogitSource(model, "the model", windows)
+        source = LogitSource(model, "the model", windows, known_causal=known_causal)
         for batch in windows.batches(windows_at_once(windows.context, source.vocabulary)):
             with source.hold(batch.input_ids) as logits:
                 for begin, end in position_chunks(batch, source.vocabulary):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from halfbin.formats.checkpoint import Checkpoint, open_checkpoint
 from halfbin.formats.compressed_tensors import COMPRESSED_TENSORS, CompressedTensorsLayout
+from halfbin.formats.compressed_tensors_client import ClientQuantizer
 from halfbin.formats.halfbin import HALFBIN, HalfbinLayout
+from halfbin.formats.inputs import InputCodec
 from halfbin.formats.layout import Infos, PartInfo, Parts, Read, Shape, Stored, WeightCodec, WeightLayout
 from halfbin.formats.plain import PlainLayout
 from halfbin.formats.read import QuantizedCheckpoint, layout_named, open_quantized
@@ -15,9 +17,11 @@ __all__ = [
     "COMPRESSED_TENSORS",
     "HALFBIN",
     "Checkpoint",
+    "ClientQuantizer",
     "CompressedTensorsLayout",
     "HalfbinLayout",
     "Infos",
+    "InputCodec",
     "PartInfo",
     "Parts",
     "PlainLayout",

@@ -12,78 +12,95 @@ Checked with transformers 5.23 and compressed-tensors 0.20, which load every sch
 - experts that are merged into one stack when they are loaded: transformers then takes every one of them for quantized with
   integers as soon as anything is, so all must be, without zero points; it holds them in the type of their scales, whatever
   dtype was asked for;
+- inputs are fake-quantized in each Linear's forward, also on a CPU, and multiplied by the dequantized weight in floats, from
+  the first call on; dynamic and static, integers and fp8, symmetric or not: `compressed_tensors_client` says exactly how, and
+  its rounding gives the client's logits bit for bit. A static scale is `input_scale` [1]; nothing else is asked for.
+  The key "dequantize" switches all that off without a word, so it is never written beside quantized inputs; nor is it needed,
+  since weights are then a byte each and their zero points are not packed;
 - that key reads every weight by the *first* group's scheme. Hence it is written only when there is one group, and zero
   points in a mix of schemes are refused. Never pass dequantize=True for a mix.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
 from halfbin.errors import SchemeError
-from halfbin.formats.compressed_tensors_codecs import CODECS, format_of, module_of
-from halfbin.formats.compressed_tensors_config import arguments_of, found_in
+from halfbin.formats.compressed_tensors_codecs import CODECS, format_of, input_codec, module_of
+from halfbin.formats.compressed_tensors_config import arguments_of, found_in, input_arguments_of
 from halfbin.formats.layout import Infos, Parts, Read, Shape, Stored
-from halfbin.numerics import FloatFormat, IntegerFormat, ScaleFormat
-from halfbin.tensor import PerBlock, PerChannel, PerGroup, PerTensor, QTensor, Scheme
+from halfbin.numerics import FloatFormat, Format, IntegerFormat, ScaleFormat
+from halfbin.tensor import InputQuantizer, InputScheme, PerBlock, PerChannel, PerGroup, PerTensor, QTensor, Scheme
 
 VERSION = "0.20.0"  # of the compressed-tensors whose packers and loader these bytes were checked against
 ELSEWHERE = "use --format halfbin"
 
 
 class CompressedTensorsLayout:
-    """Weight-only schemes of Linear modules; see the module's docstring."""
+    """Weights and inputs of Linear modules; see the module's docstring."""
 
     name = "compressed-tensors"
 
-    def refuses(self, module_class: str, shape: Shape, scheme: Scheme) -> str | None:
+    def refuses(self, module_class: str, shape: Shape, scheme: Scheme, inputs: InputScheme | None = None) -> str | None:
         """Why the clients of compressed-tensors cannot hold such a tensor, and what to do instead."""
         return (
             _refuses_module(module_class, shape)
             or _refuses_format(scheme)
-            or _refuses_granularity(shape, scheme)
+            or _refuses_granularity(shape, scheme, packed=inputs is None)
             or (_refuses_expert(scheme) if module_class == "Expert" else None)
+            or (None if inputs is None else _refuses_inputs(module_class, scheme, inputs))
         )
 
-    def tensors(self, name: str, shape: Shape, scheme: Scheme) -> Parts:
-        """Codes, scale and what else the scheme's format has."""
-        return CODECS[format_of(scheme)].tensors(name, shape, scheme)
+    def tensors(self, name: str, shape: Shape, scheme: Scheme, inputs: InputScheme | None = None) -> Parts:
+        """Codes, scale and what else the scheme's format has, and the scale of static inputs."""
+        parts = CODECS[format_of(scheme, inputs)].tensors(name, shape, scheme)
+        return parts if inputs is None else parts | input_codec(module_of(name), inputs).parts()
 
-    def encode(self, name: str, q: QTensor) -> dict[str, Tensor]:
+    def encode(self, name: str, q: QTensor, inputs: InputQuantizer | None = None) -> dict[str, Tensor]:
         """The parts of `q`."""
-        return CODECS[format_of(q.scheme)].encode(name, q)
+        codec = CODECS[format_of(q.scheme, None if inputs is None else inputs.inputs)]
+        return codec.encode(name, q) | _encoded_inputs(name, inputs)
 
-    def fixed(self, name: str, shape: Shape, scheme: Scheme) -> dict[str, Tensor]:
-        """The shape, where the format stores it."""
-        return CODECS[format_of(scheme)].fixed(name, shape, scheme)
+    def fixed(self, name: str, shape: Shape, scheme: Scheme, inputs: InputQuantizer | None = None) -> dict[str, Tensor]:
+        """The shape, where the format stores it, and the scale of static inputs."""
+        codec = CODECS[format_of(scheme, None if inputs is None else inputs.inputs)]
+        return codec.fixed(name, shape, scheme) | _encoded_inputs(name, inputs)
 
     def decode(self, name: str, scheme: Scheme, shape: Shape, read: Read) -> QTensor:
         """Read back what `encode` made; what others wrote is read by the codec that `schemes` names."""
         return CODECS[format_of(scheme)].decode(name, scheme, shape, read)
 
-    def config(self, tensors: Mapping[str, tuple[Scheme, Shape]], ignored: Sequence[str]) -> dict[str, object]:
-        """One group for each distinct scheme: its target is "Linear" when it is the only one, else exact module names."""
-        groups: dict[Scheme, list[str]] = {}
+    def config(
+        self,
+        tensors: Mapping[str, tuple[Scheme, Shape]],
+        ignored: Sequence[str],
+        inputs: Mapping[str, InputScheme] | None = None,
+    ) -> dict[str, object]:
+        """One group for each distinct scheme and inputs: its target is "Linear" when it is the only one, else exact names."""
+        groups: dict[tuple[Scheme, InputScheme | None], list[str]] = {}
         for name, (scheme, _) in tensors.items():
-            groups.setdefault(_as_clients_see(scheme), []).append(module_of(name))
-        _require_readable(list(groups))
-        formats = sorted({format_of(scheme) for scheme in groups})
+            seen = _as_clients_see(scheme), _inputs_as_clients_see((inputs or {}).get(name))
+            groups.setdefault(seen, []).append(module_of(name))
+        packed = [scheme for scheme, its_inputs in groups if its_inputs is None]
+        _require_readable(packed, len(groups) - 1)
+        formats = sorted({format_of(*group) for group in groups})
         config: dict[str, object] = {
             "quant_method": self.name,
             "version": VERSION,
             "format": formats[0] if len(formats) == 1 else "mixed-precision",
             "quantization_status": "compressed",
             "config_groups": {
-                f"group_{i}": _group(scheme, ["Linear"] if len(groups) == 1 else modules)
-                for i, (scheme, modules) in enumerate(groups.items())
+                f"group_{i}": _group(*group, ["Linear"] if len(groups) == 1 else modules)
+                for i, (group, modules) in enumerate(groups.items())
             },
             "ignore": list(ignored),
             "kv_cache_scheme": None,
             "global_compression_ratio": None,
         }
-        if len(groups) == 1 and any(map(_needs_dequantize, groups)):
+        if len(groups) == 1 and any(map(_needs_dequantize, packed)):
             config["dequantize"] = True
         return config if groups else {}
 
@@ -110,8 +127,7 @@ def _refuses_module(module_class: str, shape: Shape) -> str | None:
 
 def _refuses_format(scheme: Scheme) -> str | None:
     fmt = scheme.format
-    signed = isinstance(fmt, IntegerFormat) and fmt.qmin == -(2 ** (fmt.bits - 1)) and fmt.qmax == -fmt.qmin - 1
-    if (signed and 2 <= fmt.bits <= 8) or fmt.name in ("fp8_e4m3", "fp4_e2m1"):
+    if _is_signed(fmt) or fmt.name in ("fp8_e4m3", "fp4_e2m1"):
         return _refuses_scale(scheme)
     if fmt.name.startswith("uint"):
         same = f"int{fmt.bits}-...-asym"
@@ -122,6 +138,12 @@ def _refuses_format(scheme: Scheme) -> str | None:
         "fp8_e5m2": "its 8-bit floats are e4m3, and e5m2 codes would be read as those",
     }
     return f"{reasons.get(fmt.name, f'{fmt.name} is no format of compressed-tensors')}: {ELSEWHERE}"
+
+
+def _is_signed(fmt: Format) -> bool:
+    """Two's complement of 2 to 8 bits."""
+    signed = isinstance(fmt, IntegerFormat) and fmt.qmin == -(2 ** (fmt.bits - 1)) and fmt.qmax == -fmt.qmin - 1
+    return signed and 2 <= fmt.bits <= 8
 
 
 def _refuses_expert(scheme: Scheme) -> str | None:
@@ -143,14 +165,34 @@ def _refuses_scale(scheme: Scheme) -> str | None:
     return f"integers have no power-of-two scales there: use f16, bf16 or f32 scales, or {ELSEWHERE}" if mx else None
 
 
-def _refuses_granularity(shape: Shape, scheme: Scheme) -> str | None:
+def _refuses_inputs(module_class: str, weights: Scheme, inputs: InputScheme) -> str | None:
+    fmt, stored = inputs.scheme.format, inputs.scheme.scale_format
+    mixed = isinstance(fmt, IntegerFormat) != isinstance(weights.format, IntegerFormat)
+    reasons = {
+        "transformers merges experts when it loads them, and would leave their inputs as they are": module_class
+        == "Expert",
+        f"no key there says that columns with outliers stay ({inputs})": inputs.outliers is not None,
+        f"inputs are signed integers or fp8_e4m3 there, not {fmt.name}": not (
+            _is_signed(fmt) or fmt.name == "fp8_e4m3"
+        ),
+        f"its clients agree on no format for {weights.format.name} weights with {fmt.name} inputs": mixed,
+        "power-of-two scales go with inputs in groups there, which are not written": ScaleFormat.E8M0
+        in (stored, weights.scale_format),
+        f"its clients choose how scales that are found while running are kept: leave {stored.value} out of {inputs}": (
+            inputs.dynamic and stored is not ScaleFormat.FLOAT32
+        ),
+    }
+    return next((f"{reason}; or {ELSEWHERE}" for reason, holds in reasons.items() if holds), None)
+
+
+def _refuses_granularity(shape: Shape, scheme: Scheme, *, packed: bool) -> str | None:
     granularity, integers = scheme.granularity, isinstance(scheme.format, IntegerFormat)
     if granularity == PerChannel(0):
         return None
     if isinstance(granularity, PerTensor):
         return (
             "its packed integers have a scale a row or a group, none for the whole tensor: use channel"
-            if integers
+            if integers and packed
             else None
         )
     if isinstance(granularity, PerGroup) and granularity.axis == -1:
@@ -178,25 +220,33 @@ def _as_clients_see(scheme: Scheme) -> Scheme:
     return scheme if scheme.scale_format is ScaleFormat.E8M0 else scheme.with_scale(ScaleFormat.FLOAT32)
 
 
+def _inputs_as_clients_see(inputs: InputScheme | None) -> InputScheme | None:
+    return inputs and dataclasses.replace(inputs, scheme=inputs.scheme.with_scale(ScaleFormat.FLOAT32))
+
+
+def _encoded_inputs(name: str, inputs: InputQuantizer | None) -> dict[str, Tensor]:
+    return {} if inputs is None else input_codec(module_of(name), inputs.inputs).encode(inputs)
+
+
 def _needs_dequantize(scheme: Scheme) -> bool:
     return not scheme.symmetric or scheme.scale_format is ScaleFormat.E8M0
 
 
-def _require_readable(schemes: list[Scheme]) -> None:
-    asymmetric = next((scheme for scheme in schemes if not scheme.symmetric), None)
-    if asymmetric is not None and len(schemes) > 1:
+def _require_readable(packed: list[Scheme], num_others: int) -> None:
+    asymmetric = next((scheme for scheme in packed if not scheme.symmetric), None)
+    if asymmetric is not None and num_others:
         raise SchemeError(
-            f"{asymmetric} beside {len(schemes) - 1} other scheme(s): transformers reads packed zero points only where one "
+            f"{asymmetric} beside {num_others} other scheme(s): transformers reads packed zero points only where one "
             f"scheme covers the whole model; use symmetric schemes, one scheme for all, or {ELSEWHERE.removeprefix('use ')}"
         )
 
 
-def _group(scheme: Scheme, targets: list[str]) -> dict[str, object]:
+def _group(scheme: Scheme, inputs: InputScheme | None, targets: list[str]) -> dict[str, object]:
     return {
         "targets": targets,
-        "format": format_of(scheme),
+        "format": format_of(scheme, inputs),
         "weights": arguments_of(scheme),
-        "input_activations": None,
+        "input_activations": None if inputs is None else input_arguments_of(inputs),
         "output_activations": None,
     }
 

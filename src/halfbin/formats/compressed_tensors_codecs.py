@@ -14,6 +14,8 @@ naive-quantized       weight_scale        float [out, 1], [1] or, in blocks, [ce
 mxfp8-quantized       likewise, with      weight_scale uint8 [out, in / 32]: e8m0 exponents
 mxfp4-pack-quantized  weight_packed       uint8 [out, in / 2]: fp4 bit patterns, the even element in the low nibble
                       weight_scale        uint8 [out, in / 32]: e8m0 exponents
+any, static inputs    input_scale         float [1]
+                      input_zero_point    asymmetric only: int8 [1]
 
 The dense stream is what compressed-tensors writes since 0.18; 0.17 and before put 32 // bits codes into a word, which
 is the same for 2, 4 and 8 bits only. Checked byte for byte against the packers of 0.20.
@@ -29,10 +31,11 @@ from torch import Tensor
 from halfbin.errors import FormatError, SchemeError
 from halfbin.formats.checks import checked_scale, read_as, require_codes, stored_scale, stored_scale_dtype
 from halfbin.formats.codes import counted_from_zero, lowest_code
+from halfbin.formats.inputs import InputCodec
 from halfbin.formats.layout import Parts, Read, Shape, WeightCodec
 from halfbin.numerics import IntegerFormat, ScaleFormat
 from halfbin.packing.bits import pack, pack_words, unpack, unpack_words
-from halfbin.tensor import PerTensor, QTensor, Scheme, scale_shape
+from halfbin.tensor import InputScheme, PerTensor, QTensor, Scheme, scale_shape
 
 
 def num_words(num_codes: int, bits: int) -> int:
@@ -52,6 +55,11 @@ def module_of(name: str) -> str:
             f"compressed-tensors holds the weights of modules, and {name!r} is none: use --format halfbin"
         )
     return name.removesuffix(".weight")
+
+
+def input_codec(module: str, inputs: InputScheme) -> InputCodec:
+    """That of a module whose inputs are quantized."""
+    return InputCodec(inputs, f"{module}.", torch.int8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,11 +217,15 @@ CODECS: dict[str, WeightCodec] = {
 }
 
 
-def format_of(scheme: Scheme) -> str:
-    """The compressed-tensors format that a scheme is written in."""
+def format_of(scheme: Scheme, inputs: InputScheme | None = None) -> str:
+    """The compressed-tensors format that a scheme is written in.
+
+    Integers are packed unless inputs are quantized too: servers multiply those of one byte each, and take packed ones for
+    weight-only.
+    """
     power_of_two = scheme.scale_format is ScaleFormat.E8M0
     if isinstance(scheme.format, IntegerFormat):
-        return "pack-quantized"
+        return "pack-quantized" if inputs is None else "int-quantized"
     if scheme.format.bits == 4:
         return "mxfp4-pack-quantized"
     return "mxfp8-quantized" if power_of_two else "float-quantized"

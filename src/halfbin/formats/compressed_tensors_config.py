@@ -7,6 +7,7 @@ whose bits, group size, zero points and types agree with the module's tensors mu
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,10 +16,11 @@ import torch
 
 from halfbin.errors import FormatError, SchemeError
 from halfbin.formats.checks import require_parts
-from halfbin.formats.compressed_tensors_codecs import CODECS, PACKED_INTEGERS
+from halfbin.formats.compressed_tensors_codecs import CODECS, PACKED_INTEGERS, input_codec
+from halfbin.formats.inputs import InputCodec
 from halfbin.formats.layout import Infos, Read, Shape, Stored, WeightCodec
 from halfbin.numerics import FORMATS, Format, IntegerFormat, ScaleFormat
-from halfbin.tensor import Granularity, PerBlock, PerChannel, PerGroup, PerTensor, Scheme
+from halfbin.tensor import Granularity, InputScheme, PerBlock, PerChannel, PerGroup, PerTensor, PerToken, Scheme
 
 MOST_GROUPS = 4096
 BESIDE = (
@@ -53,6 +55,22 @@ def arguments_of(scheme: Scheme) -> dict[str, object]:
     return arguments
 
 
+def input_arguments_of(inputs: InputScheme) -> dict[str, object]:
+    """The `input_activations` of a config group."""
+    return {
+        "num_bits": inputs.scheme.format.bits,
+        "type": "int" if isinstance(inputs.scheme.format, IntegerFormat) else "float",
+        "symmetric": inputs.scheme.symmetric,
+        "strategy": str(inputs.scheme.granularity),
+        "group_size": None,
+        "block_structure": None,
+        "dynamic": inputs.dynamic,
+        "actorder": None,
+        "observer": None if inputs.dynamic else "minmax",
+        "observer_kwargs": {},
+    }
+
+
 def _strategy(granularity: Granularity) -> str:
     names = {PerTensor: "tensor", PerChannel: "channel", PerGroup: "group", PerBlock: "block"}
     return names[type(granularity)]
@@ -60,12 +78,14 @@ def _strategy(granularity: Granularity) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """What a config group says of weights; the scale's type is not among it."""
+    """What a config group says; the types of scales are not among it."""
 
     format: str
     number_format: Format
     granularity: Granularity
     symmetric: bool
+    inputs: InputScheme | None = None
+    unclear_inputs: str = ""  # what it says of them that is not read
 
     def scheme(self, scale_dtype: torch.dtype) -> Scheme:
         """The scheme, with scales of the type they are stored in."""
@@ -103,26 +123,45 @@ def found_in(config: Mapping[str, object], infos: Infos, read: Read) -> dict[str
 
 def _stored(module: str, groups: list[Group], infos: Infos, read: Read, old: bool) -> Stored:
     shape = _original_shape(module, infos, read)
-    matches: dict[tuple[Scheme, WeightCodec], None] = {}
+    matches: dict[tuple[Scheme, WeightCodec], list[Group]] = {}
     reasons = []
     for group in groups:
         try:
-            matches.setdefault((_agreed(module, group, shape, infos, old), CODECS[group.format]))
+            matches.setdefault((_agreed(module, group, shape, infos, old), CODECS[group.format]), []).append(group)
         except (FormatError, SchemeError) as error:
             reasons.append(error)
     if f"{module}.weight_zero_point" in infos and any(not scheme.symmetric for scheme, _ in matches):
         # Zero points beside symmetric weights are a habit of older writers; where a group asks for them, they are its.
-        matches = {match: None for match in matches if not match[0].symmetric}
+        matches = {match: its for match, its in matches.items() if not match[0].symmetric}
     if len(matches) == 1:
-        ((scheme, codec),) = matches
+        (((scheme, codec), agreed),) = matches.items()
         zero = _dropped_zero_point(module, scheme, infos, read)
         beside = tuple(f"{module}.{part}" for part in BESIDE if f"{module}.{part}" in infos)
-        return Stored(scheme, shape, codec, hidden=(*zero, *beside))
+        inputs, unclear = _inputs_of(module, agreed, infos)
+        return Stored(scheme, shape, codec, (*zero, *beside), inputs, unclear)
     if matches:
         spellings = ", ".join(str(scheme) for scheme, _ in matches)
         raise FormatError(f"module {module!r} could be {spellings} by config_groups; name it among one group's targets")
     detail = f": {reasons[0].args[0]}" if reasons else ""
     raise FormatError(f"module {module!r} has scales, but no config group fits its tensors{detail}")
+
+
+def _inputs_of(module: str, groups: list[Group], infos: Infos) -> tuple[InputCodec | None, str]:
+    """How the inputs of a module are quantized, or why that cannot be told; weights are read all the same."""
+    said = list(dict.fromkeys((group.inputs, group.unclear_inputs) for group in groups))
+    if len(said) > 1:
+        return None, f"the inputs of {module!r} are said differently by {len(said)} config groups that fit its weight"
+    inputs, unclear = said[0]
+    if inputs is None or inputs.dynamic:
+        return None if inputs is None else input_codec(module, inputs), unclear
+    scale, zero_point = (infos.get(f"{module}.input_{part}") for part in ("scale", "zero_point"))
+    if scale is None or (zero_point is None and not inputs.scheme.symmetric):
+        return None, f"the inputs of {module!r} are static, and their scale is not in the file"
+    try:
+        scheme = inputs.scheme.with_scale(ScaleFormat.of(scale.dtype))
+    except SchemeError as error:
+        return None, f"the inputs of {module!r}: {error}"
+    return input_codec(module, dataclasses.replace(inputs, scheme=scheme)), unclear
 
 
 def _agreed(module: str, group: Group, shape: Shape, infos: Infos, old: bool) -> Scheme:
@@ -227,13 +266,33 @@ def _group(name: str, entry: Mapping[str, object], default: object) -> Group:
         raise FormatError(f"config.json: symmetric of group {name!r} must be true or false")
     if weights.get("actorder") in ("group", "dynamic"):
         raise FormatError(f"config.json: group {name!r} has actorder=group, which is not read; use actorder=weight")
-    group = Group(written, _number_format(name, weights), _granularity(name, weights), symmetric)
+    inputs, unclear = _read_inputs(name, entry.get("input_activations"))
+    group = Group(written, _number_format(name, weights), _granularity(name, weights), symmetric, inputs, unclear)
     if not _fits(group):
         raise FormatError(
             f"config.json: group {name!r} claims {group.number_format.name} weights per {group.granularity} in format "
             f"{group.format}, which holds none such"
         )
     return group
+
+
+def _read_inputs(name: str, arguments: object) -> tuple[InputScheme | None, str]:
+    """The inputs' scheme, its scale's type left open, or what is not read of it."""
+    if arguments is None:
+        return None, ""
+    unread = f"config.json: input_activations of group {name!r} are not read: {str(arguments)[:200]}"
+    if not isinstance(arguments, dict):
+        return None, unread
+    symmetric, dynamic = arguments.get("symmetric", True), arguments.get("dynamic", False)
+    if not isinstance(symmetric, bool) or not isinstance(dynamic, bool):
+        return None, unread
+    per_token = arguments.get("strategy") == "token"
+    try:
+        granularity = PerToken() if per_token else _granularity(name, arguments)
+        scheme = Scheme(format=_number_format(name, arguments), granularity=granularity, symmetric=symmetric)
+        return InputScheme(scheme=scheme, dynamic=dynamic), ""
+    except (FormatError, SchemeError):
+        return None, unread
 
 
 def _fits(group: Group) -> bool:

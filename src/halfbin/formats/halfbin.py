@@ -1,4 +1,4 @@
-"""The layout "halfbin", version 1: safetensors files that hold every scheme without loss.
+"""The layout "halfbin", versions 1 and 2: safetensors files that hold every scheme without loss.
 
 A quantized tensor X (any name, 1 dimension or more) becomes
 
@@ -10,10 +10,15 @@ A quantized tensor X (any name, 1 dimension or more) becomes
                    bit patterns; tables are indices
     X.scale        f32, f16, bf16, or the uint8 exponent of e8m0; one dimension for each of X's, ceil(shape / tile)
     X.zero_point   asymmetric schemes only: uint8, zero points counted from qmin, packed as codes are, by rows of X.scale
+    X.input_scale       where the inputs of X's layer are quantized with a static scale: [1], stored as X.scale is
+    X.input_zero_point  likewise, of asymmetric inputs: int32 [1]
 
 and config.json says
 
     "quantization_config": {"quant_method": "halfbin", "version": 1, "tensors": {X: {"scheme": "nf4-g64", "shape": [..]}}}
+
+An entry whose layer's inputs are quantized has "inputs": "int8-token" too, as `parse_inputs` reads it. That is version 2; it is
+written only where there are such inputs, so that readers of version 1 read all they can.
 
 Whatever changes these bytes raises the version.
 """
@@ -37,12 +42,13 @@ from halfbin.formats.checks import (
     stored_scale_dtype,
 )
 from halfbin.formats.codes import counted_from_zero, lowest_code
+from halfbin.formats.inputs import InputCodec
 from halfbin.formats.layout import Infos, Parts, Read, Shape, Stored
 from halfbin.numerics import Format
 from halfbin.packing.bits import pack, packed_size, unpack
-from halfbin.tensor import QTensor, Scheme, parse_scheme, scale_shape
+from halfbin.tensor import InputQuantizer, InputScheme, QTensor, Scheme, parse_inputs, parse_scheme, scale_shape
 
-VERSION = 1
+VERSIONS = (1, 2)
 PLACE_HOLDER = (torch.uint8, (0,))
 LARGEST_SIZE = 2**48  # of a dimension: beyond any file, and its products stay cheap
 MOST_DIMENSIONS = 16
@@ -53,18 +59,18 @@ class HalfbinLayout:
 
     name = "halfbin"
 
-    def refuses(self, module_class: str, shape: Shape, scheme: Scheme) -> str | None:
+    def refuses(self, module_class: str, shape: Shape, scheme: Scheme, inputs: InputScheme | None = None) -> str | None:
         """Why this layout cannot hold such a tensor; None for all that has a dimension and a spelling."""
         if not 0 < len(shape) <= MOST_DIMENSIONS:
             return f"a tensor of shape {list(shape)} has no rows to pack: keep it in 16 bits"
         try:
             scale_shape(shape, scheme.granularity)
-            known = parse_scheme(str(scheme)) == scheme
+            known = parse_scheme(str(scheme)) == scheme and (inputs is None or parse_inputs(str(inputs)) == inputs)
         except SchemeError as error:
             return str(error)
         return None if known else f"{scheme} has no spelling that reads back: use a format by its name"
 
-    def tensors(self, name: str, shape: Shape, scheme: Scheme) -> Parts:
+    def tensors(self, name: str, shape: Shape, scheme: Scheme, inputs: InputScheme | None = None) -> Parts:
         """Place holder, codes, scale and zero point."""
         scales = scale_shape(shape, scheme.granularity)
         parts: Parts = {
@@ -74,13 +80,13 @@ class HalfbinLayout:
         }
         if not scheme.symmetric:
             parts[f"{name}.zero_point"] = (torch.uint8, _packed_shape(scales, scheme.format))
-        return parts
+        return parts if inputs is None else parts | _input_codec(name, inputs).parts()
 
-    def encode(self, name: str, q: QTensor) -> dict[str, Tensor]:
+    def encode(self, name: str, q: QTensor, inputs: InputQuantizer | None = None) -> dict[str, Tensor]:
         """The parts of `q`."""
         fmt = q.scheme.format
         parts = {
-            **self.fixed(name, q.shape, q.scheme),
+            **self.fixed(name, q.shape, q.scheme, inputs),
             f"{name}.codes": pack(q.codes, fmt.bits, lowest=lowest_code(fmt)),
             f"{name}.scale": stored_scale(q.scale),
         }
@@ -88,9 +94,10 @@ class HalfbinLayout:
             parts[f"{name}.zero_point"] = pack(q.zero_point.to(fmt.code_dtype), fmt.bits, lowest=lowest_code(fmt))
         return parts
 
-    def fixed(self, name: str, shape: Shape, scheme: Scheme) -> dict[str, Tensor]:
-        """The place holder."""
-        return {name: torch.empty(0, dtype=torch.uint8)}
+    def fixed(self, name: str, shape: Shape, scheme: Scheme, inputs: InputQuantizer | None = None) -> dict[str, Tensor]:
+        """The place holder, and the scale of static inputs."""
+        place = {name: torch.empty(0, dtype=torch.uint8)}
+        return place if inputs is None else place | _input_codec(name, inputs.inputs).encode(inputs)
 
     def decode(self, name: str, scheme: Scheme, shape: Shape, read: Read) -> QTensor:
         """Read the parts of `name` back."""
@@ -103,27 +110,39 @@ class HalfbinLayout:
             zero_point = _unpacked(f"{name}.zero_point", tuple(scale.shape), scheme.format, parts, read).to(torch.int32)
         return QTensor(codes, scale, zero_point, scheme)
 
-    def config(self, tensors: Mapping[str, tuple[Scheme, Shape]], ignored: Sequence[str]) -> dict[str, object]:
-        """The `quantization_config`: every quantized tensor with its scheme and shape."""
-        entries = {
+    def config(
+        self,
+        tensors: Mapping[str, tuple[Scheme, Shape]],
+        ignored: Sequence[str],
+        inputs: Mapping[str, InputScheme] | None = None,
+    ) -> dict[str, object]:
+        """The `quantization_config`: every quantized tensor with its scheme, its shape and its layer's inputs."""
+        entries: dict[str, dict[str, object]] = {
             name: {"scheme": str(scheme), "shape": [int(n) for n in shape]} for name, (scheme, shape) in tensors.items()
         }
-        return {"quant_method": self.name, "version": VERSION, "tensors": entries}
+        for name, how in (inputs or {}).items():
+            entries[name]["inputs"] = str(how)
+        return {"quant_method": self.name, "version": 2 if inputs else 1, "tensors": entries}
 
     def schemes(self, config: Mapping[str, object], infos: Infos, read: Read) -> dict[str, Stored]:
         """The tensors that the configuration lists; each must be there in full, and none may be there unlisted."""
         entries = _entries(config)
+        keys = {"scheme", "shape"} if config.get("version") == 1 else {"scheme", "shape", "inputs"}
         found = {}
         for name, entry in entries.items():
-            scheme, shape = _entry(name, entry)
+            scheme, shape, inputs = _entry(name, entry, keys)
             if reason := self.refuses("", shape, scheme):
                 raise FormatError(f"tensor {name!r} in config.json: {reason}")
-            require_parts(infos, self.tensors(name, shape, scheme))
+            require_parts(infos, self.tensors(name, shape, scheme, inputs))
             if scheme.symmetric and f"{name}.zero_point" in infos:
                 raise FormatError(f"tensor {name + '.zero_point'!r} is there, but {scheme} has no zero point")
-            found[name] = Stored(scheme, shape, self)
+            found[name] = Stored(scheme, shape, self, inputs=None if inputs is None else _input_codec(name, inputs))
         _require_listed(infos, entries)
         return found
+
+
+def _input_codec(name: str, inputs: InputScheme) -> InputCodec:
+    return InputCodec(inputs, f"{name}.", torch.int32)
 
 
 def _packed_shape(shape: Shape, fmt: Format) -> Shape:
@@ -143,10 +162,10 @@ def _unpacked(name: str, shape: Shape, fmt: Format, parts: Parts, read: Read) ->
 
 def _entries(config: Mapping[str, object]) -> dict[str, object]:
     version = config.get("version")
-    if type(version) is not int or version != VERSION:
+    if type(version) is not int or version not in VERSIONS:
         raise FormatError(
-            f"config.json has version {version!r} of the halfbin layout, and halfbin {__version__} reads version "
-            f"{VERSION}: install a newer halfbin, or quantize the original model again"
+            f"config.json has version {version!r} of the halfbin layout, and halfbin {__version__} reads versions "
+            f"1 and 2: install a newer halfbin, or quantize the original model again"
         )
     entries = config.get("tensors")
     if not isinstance(entries, dict):
@@ -154,8 +173,8 @@ def _entries(config: Mapping[str, object]) -> dict[str, object]:
     return entries
 
 
-def _entry(name: str, entry: object) -> tuple[Scheme, Shape]:
-    if not isinstance(entry, dict) or set(entry) != {"scheme", "shape"} or not isinstance(entry["scheme"], str):
+def _entry(name: str, entry: object, keys: set[str]) -> tuple[Scheme, Shape, InputScheme | None]:
+    if not isinstance(entry, dict) or not {"scheme", "shape"} <= set(entry) <= keys or not _are_text(entry):
         raise FormatError(
             f"config.json: the entry of tensor {name!r} must hold a scheme and a shape, got {_short(entry)}"
         )
@@ -165,12 +184,17 @@ def _entry(name: str, entry: object) -> tuple[Scheme, Shape]:
     if math.prod(shape) > LARGEST_SIZE:
         raise FormatError(f"config.json: tensor {name!r} claims {math.prod(shape)} elements, more than any file holds")
     try:
-        return parse_scheme(entry["scheme"]), tuple(shape)
+        inputs = parse_inputs(entry["inputs"]) if "inputs" in entry else None
+        return parse_scheme(entry["scheme"]), tuple(shape), inputs
     except SchemeError as error:
         raise FormatError(
             f"config.json: the scheme of tensor {name!r} is not understood ({error}); "
             f"it may come from a newer halfbin than {__version__}"
         ) from error
+
+
+def _are_text(entry: Mapping[str, object]) -> bool:
+    return all(isinstance(entry[key], str) for key in ("scheme", "inputs") if key in entry)
 
 
 def _is_size(n: object) -> bool:

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
-from halfbin.tensor import QTensor, Scheme
+from halfbin.tensor import InputQuantizer, InputScheme, QTensor, Scheme
+
+if TYPE_CHECKING:
+    from halfbin.formats.inputs import InputCodec
 
 Shape: TypeAlias = tuple[int, ...]
 Parts: TypeAlias = dict[str, tuple[torch.dtype, Shape]]
@@ -76,17 +79,31 @@ class Stored:
     shape: Shape
     codec: WeightCodec  # reads it; a layout may have several
     hidden: tuple[str, ...] = ()  # stored beside it and no weight of the model: scales of activations and the like
+    inputs: InputCodec | None = None  # how its layer's inputs are quantized; None: they are not
+    unclear_inputs: str = ""  # why `inputs` cannot be told, where the configuration says more than we read
 
 
 class WeightLayout(WeightCodec, Protocol):
-    """How quantized weights lie in a checkpoint."""
+    """How quantized weights lie in a checkpoint, and how the inputs of their layers are quantized, where they are."""
 
     @property
     def name(self) -> str:
         """What --format calls it."""
         ...
 
-    def refuses(self, module_class: str, shape: Shape, scheme: Scheme) -> str | None:
+    def tensors(self, name: str, shape: Shape, scheme: Scheme, inputs: InputScheme | None = None) -> Parts:
+        """Of a weight whose layer's inputs are quantized as well, those of a static scheme among them."""
+        ...
+
+    def encode(self, name: str, q: QTensor, inputs: InputQuantizer | None = None) -> dict[str, Tensor]:
+        """The parts that `tensors` announced for the quantizer's scheme."""
+        ...
+
+    def fixed(self, name: str, shape: Shape, scheme: Scheme, inputs: InputQuantizer | None = None) -> dict[str, Tensor]:
+        """The parts that follow from shape, scheme and inputs alone."""
+        ...
+
+    def refuses(self, module_class: str, shape: Shape, scheme: Scheme, inputs: InputScheme | None = None) -> str | None:
         """Why this layout, or its clients, cannot hold such a tensor, and what to do instead; None: it can.
 
         Args:
@@ -94,15 +111,22 @@ class WeightLayout(WeightCodec, Protocol):
             merged with others on loading; "" when the tensor has no module of its own.
           shape: the tensor's shape as stored.
           scheme: what it would be rounded to.
+          inputs: what its layer's inputs would be rounded to; None: they stay.
         """
         ...
 
-    def config(self, tensors: Mapping[str, tuple[Scheme, Shape]], ignored: Sequence[str]) -> dict[str, object]:
+    def config(
+        self,
+        tensors: Mapping[str, tuple[Scheme, Shape]],
+        ignored: Sequence[str],
+        inputs: Mapping[str, InputScheme] | None = None,
+    ) -> dict[str, object]:
         """The `quantization_config` for config.json; empty when there should be none.
 
         Args:
           tensors: every quantized tensor, by its original name.
           ignored: names of the modules (no ".weight") of a quantizable class that keep their float weights.
+          inputs: for those of the tensors whose layers' inputs are quantized, how.
 
         Raises:
           SchemeError: no client can read this mix of schemes.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from halfbin.errors import DataError, FormatError, SchemeError
 from halfbin.formats.layout import Infos, Parts, Read, Shape, Stored
-from halfbin.tensor import QTensor, Scheme, dequantize, scale_shape
+from halfbin.tensor import InputQuantizer, InputScheme, QTensor, Scheme, dequantize, scale_shape
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 MARKS = (".weight_packed", ".qweight", ".codes")  # stored beside codes by the layouts we know of
@@ -25,8 +25,10 @@ class PlainLayout:
 
     name: ClassVar[str] = "safetensors"
 
-    def refuses(self, module_class: str, shape: Shape, scheme: Scheme) -> str | None:
-        """Only a float type that has no place here."""
+    def refuses(self, module_class: str, shape: Shape, scheme: Scheme, inputs: InputScheme | None = None) -> str | None:
+        """A float type that has no place here, and quantized inputs, which no client of plain weights would quantize."""
+        if inputs is not None:
+            return f"plain weights cannot say that inputs are {inputs}: use --format compressed-tensors or halfbin"
         if self.dtype not in FLOATS:
             return f"weights cannot be written as {self.dtype}: use --recipe fp16 or bf16"
         try:
@@ -35,11 +37,11 @@ class PlainLayout:
             return str(error)
         return None
 
-    def tensors(self, name: str, shape: Shape, scheme: Scheme) -> Parts:
+    def tensors(self, name: str, shape: Shape, scheme: Scheme, inputs: InputScheme | None = None) -> Parts:
         """The tensor itself."""
         return {name: (self.dtype, shape)}
 
-    def encode(self, name: str, q: QTensor) -> dict[str, Tensor]:
+    def encode(self, name: str, q: QTensor, inputs: InputQuantizer | None = None) -> dict[str, Tensor]:
         """The reconstruction, in this layout's type."""
         w_hat = dequantize(q, self.dtype)
         if not bool(torch.isfinite(w_hat).all()):
@@ -48,7 +50,7 @@ class PlainLayout:
             )
         return {name: w_hat.contiguous()}
 
-    def fixed(self, name: str, shape: Shape, scheme: Scheme) -> dict[str, Tensor]:
+    def fixed(self, name: str, shape: Shape, scheme: Scheme, inputs: InputQuantizer | None = None) -> dict[str, Tensor]:
         """None."""
         return {}
 
@@ -56,7 +58,12 @@ class PlainLayout:
         """Not possible: the codes are gone."""
         raise FormatError(f"tensor {name!r} is stored dequantized; its codes cannot be read: read it as a plain tensor")
 
-    def config(self, tensors: Mapping[str, tuple[Scheme, Shape]], ignored: Sequence[str]) -> dict[str, object]:
+    def config(
+        self,
+        tensors: Mapping[str, tuple[Scheme, Shape]],
+        ignored: Sequence[str],
+        inputs: Mapping[str, InputScheme] | None = None,
+    ) -> dict[str, object]:
         """None: to every client this is an ordinary checkpoint."""
         return {}
 

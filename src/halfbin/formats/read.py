@@ -16,7 +16,7 @@ from halfbin.formats.halfbin import HALFBIN
 from halfbin.formats.layout import Infos, Shape, Stored, WeightLayout
 from halfbin.formats.plain import PlainLayout
 from halfbin.formats.strict_json import read_json_object
-from halfbin.tensor import QTensor, Scheme, dequantize
+from halfbin.tensor import InputQuantizer, InputScheme, QTensor, Scheme, dequantize
 
 QUANTIZED_LAYOUTS: dict[str, WeightLayout] = {layout.name: layout for layout in (COMPRESSED_TENSORS, HALFBIN)}
 
@@ -53,7 +53,10 @@ class QuantizedCheckpoint:
         infos: Infos = {name: checkpoint.info(name) for name in checkpoint.names}
         self._stored: dict[str, Stored] = layout.schemes(quantization or {}, infos, checkpoint.read)
         self._parts = {
-            name: tuple(stored.codec.tensors(name, stored.shape, stored.scheme))
+            name: (
+                *stored.codec.tensors(name, stored.shape, stored.scheme),
+                *(stored.inputs.parts() if stored.inputs else ()),
+            )
             for name, stored in self._stored.items()
         }
         self.names = _joined(checkpoint.names, self._stored, self._parts)
@@ -73,6 +76,30 @@ class QuantizedCheckpoint:
         """What `name` was rounded to; None: it keeps its float values."""
         self._require(name)
         return self._stored[name].scheme if name in self._stored else None
+
+    def inputs(self, name: str) -> InputScheme | None:
+        """What the inputs of the layer of `name` are rounded to; None: they stay.
+
+        Raises:
+          FormatError: the configuration says that they are quantized, but not so that it is understood.
+        """
+        self._require(name)
+        stored = self._stored.get(name)
+        if stored is not None and stored.unclear_inputs:
+            raise FormatError(stored.unclear_inputs)
+        return stored.inputs.inputs if stored is not None and stored.inputs else None
+
+    def input_quantizer(self, name: str) -> InputQuantizer | None:
+        """What quantizes them, with the scale that a static one needs.
+
+        Raises:
+          FormatError: as `inputs`, or the scale is not what it must be.
+        """
+        if self.inputs(name) is None:
+            return None
+        codec = self._stored[name].inputs
+        assert codec is not None
+        return codec.decode(self._checkpoint.read)
 
     def shape(self, name: str) -> Shape:
         """The original tensor's shape."""

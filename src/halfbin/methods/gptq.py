@@ -3,85 +3,34 @@
 Source: Frantar, Ashkboos, Hoefler, Alistarh 2022, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
 Transformers", https://arxiv.org/abs/2210.17323, section 3 and algorithm 1; the update is Optimal Brain Surgeon's.
 
-With H = X^T X and H^-1 = U^T U, U upper triangular, column j is rounded, its error divided by U[j, j], and that times
-U[j, j:] taken from the columns from j on. U does not depend on the weight: layers that read the same input share a `Factor`.
+Column j is rounded, its error divided by U[j, j], and that times U[j, j:] taken from the columns from j on; `factor.py` makes
+U. Errors are not passed on to all the rest at once. A span of columns is halved, again and again: when its left half is
+rounded, one matrix product passes the errors on to its right half. Spans of at most `leaf` columns are rounded column by
+column. The paper's "lazy batches" are the same with two levels; large products are nearer to what the machine can do.
 
-With H = R R^T for an upper triangular R, U = R^-1, so one factorisation (of H with both orders reversed) and one triangular
-inverse do; the published code factorises, inverts and factorises again, which loses digits and takes twice the time.
+Rows of the weight do not know each other: threads have shares of them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import bisect
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from halfbin.errors import DataError, SchemeError
+from halfbin.kernels.threads import in_threads
+from halfbin.methods.column_rounding import rounding
+from halfbin.methods.factor import Factor
+from halfbin.methods.gptq_scales import ColumnScales, Params, RowScales
+from halfbin.numerics.affine import Grid
 from halfbin.numerics.ranges import RangeEstimator
-from halfbin.tensor.granularity import spread
-from halfbin.tensor.qtensor import QTensor, fit, require_finite
+from halfbin.tensor.qtensor import QTensor, require_finite
 from halfbin.tensor.scheme import Scheme
 
-BLOCK = 128  # columns whose errors are passed on at once
-DAMPING = 0.01  # of the mean of H's diagonal, as published
-MOST_DAMPING = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Factor:
-    """What the calibration data say about the columns of a weight, ready for use.
-
-    upper:   U, [n, n], upper triangular, H^-1 = U^T U in the order of `order`.
-    order:   int64 [n]: the columns in the order in which they are rounded.
-    damping: what was added to the diagonal, as a share of its mean.
-    dtype:   the type in which H was factorised.
-    """
-
-    upper: Tensor
-    order: Tensor
-    damping: float
-    dtype: torch.dtype
-
-
-def factorise(second_moment: Tensor, *, damping: float = DAMPING, act_order: bool = True) -> Factor:
-    """Factorise H for `gptq`.
-
-    Columns that were never active get 1 on the diagonal: they take no part. Where the matrix is too far from positive definite
-    for float32, float64 is tried, then ten times the damping, and so on up to the mean of the diagonal itself.
-
-    Args:
-      second_moment: X^T X, [n, n], symmetric, any positive factor.
-      damping: added to the diagonal, as a share of its mean.
-      act_order: round the columns with the largest second moment first.
-
-    Raises:
-      DataError: not square, not finite, or beyond repair.
-    """
-    n = len(second_moment)
-    if second_moment.shape != (n, n) or not bool(torch.isfinite(second_moment).all()):
-        raise DataError(f"a second moment must be square and finite, got {list(second_moment.shape)}")
-    diagonal = second_moment.diagonal()
-    mean = float(diagonal.double().mean()) if n else 1.0
-    dead = diagonal <= 0
-    order = torch.argsort(diagonal, descending=True, stable=True) if act_order else torch.arange(n)
-    backwards = order.flip(0)
-    share = damping
-    while share <= MOST_DAMPING:
-        for dtype in (torch.float32, torch.float64):
-            h = second_moment.to(dtype)[backwards][:, backwards]
-            h.diagonal().add_(share * mean)
-            h.diagonal()[dead[backwards]] = mean or 1.0
-            lower, failed = torch.linalg.cholesky_ex(h)
-            if not bool(failed):
-                eye = torch.eye(n, dtype=dtype, device=h.device)
-                upper = torch.linalg.solve_triangular(lower, eye, upper=False).flip(0, 1)
-                if bool(torch.isfinite(upper).all()):
-                    return Factor(upper.to(torch.float32).contiguous(), order, share, dtype)
-        share = max(10 * share, 1e-4)
-    raise DataError(
-        f"the second moment cannot be factorised, even with {MOST_DAMPING:g} of its mean added to the diagonal"
-    )
+LEAF = 32  # columns that are rounded one by one, each error passed on at once to the rest of them
+SHARE = 2048  # rows of the weight that go through the columns together
 
 
 def gptq(
@@ -90,73 +39,103 @@ def gptq(
     factor: Factor,
     *,
     estimator: RangeEstimator | None = None,
-    params: tuple[Tensor, Tensor | None] | None = None,
-    block: int = BLOCK,
+    params: Params | None = None,
+    recompute_scales: bool = False,
+    leaf: int = LEAF,
 ) -> QTensor:
     """Choose codes that keep X @ weight^T, at scales that are fitted to the weight before the first column is rounded.
 
     Args:
-      weight: float [out, in], finite.
-      scheme: what to round to.
+      weight: float [out, in], finite; a weight that is stored [in, out] is passed transposed.
+      scheme: what to round to; any format and granularity.
       factor: of the second moment [in, in] of the layer's inputs.
       estimator: chooses the range each scale covers; the whole range by default.
       params: scale and zero point to use instead of fitted ones, as `fit` and `clipped` give them.
-      block: columns whose errors are passed on to the rest at once; changes time and the last bit, not the method.
+      recompute_scales: choose the scales of a group again when its first column is reached, from its columns as the errors so
+        far have changed them. The columns that share a scale must be rounded together: `factorise` with `act_order=False`, or
+        with `group_size`. One scale for all columns is the same either way.
+      leaf: columns that are rounded one by one; changes time and the last bit, not the method. From in_features on, every
+        error is passed on to all the rest at once, as the method is defined.
 
     Raises:
-      DataError: NaN or infinity in `weight`.
-      SchemeError: shapes that do not fit.
+      DataError: NaN or infinity in `weight`, or columns that overflow while errors are passed on.
+      SchemeError: shapes that do not fit, or an order that tears groups apart whose scales are to be chosen again.
     """
     if weight.ndim != 2 or weight.shape[1] != len(factor.order):
         raise SchemeError(f"weight {list(weight.shape)} and second moment of {len(factor.order)} features do not fit")
+    if params is not None and recompute_scales:
+        raise SchemeError("params fixes the scales that recompute_scales would choose again: pass one of them")
     require_finite(weight)
-    scale, zero_point = params or fit(weight, scheme, estimator)
-    shape = (weight.shape[0], weight.shape[1])
-    columns = (
-        weight.detach().to(torch.float32).T[factor.order].contiguous()
-    )  # [in, out]: a column of the weight is a row
-    codes = _Columns(scheme, shape, scale, zero_point, factor.order)
-    for start in range(0, shape[1], block):
-        stop = min(start + block, shape[1])
-        upper = factor.upper[start:stop]
-        errors = torch.empty(stop - start, shape[0], dtype=columns.dtype, device=columns.device)
-        part = columns[start:stop]
-        for i in range(stop - start):
-            errors[i] = (part[i] - codes.round(start + i, part[i])) / upper[i, start + i]
-            part[i + 1 :].addr_(upper[i, start + i + 1 : stop], errors[i], alpha=-1)
-        columns[stop:].addmm_(upper[:, stop:].T, errors, alpha=-1)
-    return QTensor(
-        codes.in_the_weights_order(), scale, None if zero_point is None else zero_point.to(torch.int32), scheme
-    )
+    weight = weight.detach()
+    scales = ColumnScales(weight, scheme, factor.order, estimator, params=params, recompute=recompute_scales)
+    codes = torch.empty(weight.shape, dtype=scheme.format.code_dtype, device=weight.device)
+    place = torch.argsort(factor.order)  # of each column in the order of rounding
+
+    def work(starts: Sequence[int]) -> None:
+        for start in starts:
+            rows = slice(start, min(start + share, len(weight)))
+            columns = weight[rows].T.to(torch.float32)[factor.order].contiguous()
+            loop = _ColumnLoop(columns, factor.upper, scheme.grid, RowScales(scales, rows.start, rows.stop), leaf)
+            loop.span(0, len(columns), sorted(scales.groups))
+            if not bool(torch.isfinite(columns.sum())):
+                raise DataError("the errors that GPTQ passes on left float32's range: use more damping")
+            codes[rows] = loop.codes[place].T
+
+    share = _share(len(weight), scales.height) if weight.device.type == "cpu" else len(weight)
+    in_threads(range(0, len(weight), share), work)
+    zero_point = None if scales.zero_point is None else scales.zero_point.to(torch.int32)
+    return QTensor(codes, scales.scale, zero_point, scheme)
 
 
-class _Columns:
-    """Rounds one column after the other, with the scales that belong to it."""
-
-    def __init__(
-        self, scheme: Scheme, shape: tuple[int, int], scale: Tensor, zero_point: Tensor | None, order: Tensor
-    ) -> None:
-        self._grid, self._order = scheme.grid, order
-        self._scale = _by_column(scale.to(torch.float32), shape, scheme, order)
-        self._zero = None if zero_point is None else _by_column(zero_point, shape, scheme, order)
-        self._codes = torch.empty(shape[1], shape[0], dtype=scheme.format.code_dtype, device=scale.device)
-
-    def round(self, position: int, column: Tensor) -> Tensor:
-        """The nearest values to a column, float32 [out]; remembers their codes."""
-        scale = self._scale[position]
-        zero = None if self._zero is None else self._zero[position]
-        codes = self._grid.encode(column, scale, zero)
-        self._codes[position] = codes
-        return self._grid.decode(codes, scale, zero)
-
-    def in_the_weights_order(self) -> Tensor:
-        """All codes, [out, in]."""
-        codes = torch.empty_like(self._codes)
-        codes[self._order] = self._codes
-        return codes.T.contiguous()
+def _share(num_rows: int, height: int) -> int:
+    """Rows of a share: about `SHARE`, whole tiles, whatever the number of threads, so that bits do not depend on it."""
+    return max(-(-SHARE // height) * height, 1)
 
 
-def _by_column(params: Tensor, shape: tuple[int, int], scheme: Scheme, order: Tensor) -> Tensor:
-    """Scales or zero points of each column in the order of rounding: [in, out or 1]."""
-    every = spread(params, shape, scheme.granularity)
-    return every.expand(every.shape[0], shape[1]).T[order]
+class _ColumnLoop:
+    """The loop over the columns of some rows.
+
+    columns: float32 [in, rows], in the order of rounding, changed at will: columns that are rounded give way to their errors,
+             divided by U's diagonal.
+    codes:   code_dtype [in, rows].
+    """
+
+    def __init__(self, columns: Tensor, upper: Tensor, grid: Grid, scales: RowScales, leaf: int) -> None:
+        self._columns, self._upper, self._scales, self._leaf = columns, upper, scales, leaf
+        self._pivots = upper.diagonal().tolist()
+        self._round = rounding(grid)
+        self.codes = torch.empty(columns.shape, dtype=grid.format.code_dtype, device=columns.device)
+
+    def span(self, start: int, stop: int, groups: Sequence[int]) -> None:
+        """Round the columns of a span to which all errors before it were passed on.
+
+        Where scales are chosen again, a span is cut only between groups, until it is a single one: so a group is whole, and
+        knows all errors before it, when its first column is reached.
+
+        Args:
+          start, stop: the span.
+          groups: the first steps of all groups, rising; none where no scales are chosen again.
+        """
+        if stop - start <= self._leaf:
+            self._one_by_one(start, stop)
+            return
+        middle = _nearest((start + stop) // 2, groups, start, stop)
+        self.span(start, middle, groups)
+        errors, upper = self._columns[start:middle], self._upper[start:middle, middle:stop]
+        self._columns[middle:stop].addmm_(upper.T, errors, alpha=-1)
+        self.span(middle, stop, groups)
+
+    def _one_by_one(self, start: int, stop: int) -> None:
+        for step in range(start, stop):
+            scale, zero = self._scales.at(step, self._columns)
+            column = self._columns[step]
+            w_hat = self._round(column, scale, zero, self.codes[step])
+            column.sub_(w_hat).div_(self._pivots[step])
+            self._columns[step + 1 : stop].addr_(self._upper[step, step + 1 : stop], column, alpha=-1)
+
+
+def _nearest(middle: int, cuts: Sequence[int], start: int, stop: int) -> int:
+    """The cut nearest to the middle with start < cut < stop, or the middle where there is none."""
+    after = bisect.bisect_left(cuts, middle)
+    inside = [cut for cut in cuts[max(after - 1, 0) : after + 1] if start < cut < stop]
+    return min(inside, key=lambda cut: abs(cut - middle), default=middle)

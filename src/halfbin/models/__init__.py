@@ -5,6 +5,7 @@ from __future__ import annotations
 from halfbin.models.loading import check_as_client, load_as_client, load_weights, require_fit
 from halfbin.models.sites import Site, find_sites
 from halfbin.models.skeleton import Skeleton, open_skeleton, read_config, targets
+from halfbin.models.stored_inputs import quantize_stored_inputs
 from halfbin.models.structure import Structure
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "load_as_client",
     "load_weights",
     "open_skeleton",
+    "quantize_stored_inputs",
     "read_config",
     "require_fit",
     "targets",

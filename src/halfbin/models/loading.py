@@ -16,6 +16,7 @@ from halfbin.errors import ModelError
 from halfbin.formats.read import open_quantized
 from halfbin.models.sites import Weights
 from halfbin.models.skeleton import Skeleton
+from halfbin.models.stored_inputs import quantize_stored_inputs
 
 
 class LazyTensor:
@@ -32,16 +33,24 @@ class LazyTensor:
 TELL: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 
 
-def load_weights(skeleton: Skeleton, *, dtype: torch.dtype = torch.float32, directory: Path | None = None) -> nn.Module:
+def load_weights(
+    skeleton: Skeleton,
+    *,
+    dtype: torch.dtype = torch.float32,
+    directory: Path | None = None,
+    as_client: bool = False,
+) -> nn.Module:
     """The model with the weights of `directory`, dequantized where they are quantized, by halfbin's own readers.
 
     Args:
       skeleton: the opened model.
       dtype: the type of the loaded parameters.
       directory: where the weights lie; the skeleton's own directory by default.
+      as_client: quantize inputs as transformers does, to compare with it.
 
     Returns:
-      The model in evaluation mode. Only one tensor is held twice at a time.
+      The model in evaluation mode. Only one tensor is held twice at a time. Layers whose inputs the checkpoint quantizes see
+      fake-quantized inputs.
 
     Raises:
       FormatError: a file that is not what it claims to be.
@@ -52,7 +61,9 @@ def load_weights(skeleton: Skeleton, *, dtype: torch.dtype = torch.float32, dire
         def lazily(name: str) -> LazyTensor:
             return LazyTensor(lambda: checkpoint.read_values(name, dtype))
 
-        return load_state(skeleton, {name: lazily(name) for name in checkpoint.names}, dtype=dtype)
+        model = load_state(skeleton, {name: lazily(name) for name in checkpoint.names}, dtype=dtype)
+        quantize_stored_inputs(model, skeleton, checkpoint, as_client=as_client)
+        return model
 
 
 def load_state(skeleton: Skeleton, weights: Mapping[str, Any], *, dtype: torch.dtype) -> nn.Module:

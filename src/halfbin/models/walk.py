@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from halfbin.models.blocks import Block
 
@@ -61,6 +62,11 @@ class Stop:
             return self.forward(*call.args, **call.kwargs)
         args, kwargs = copied((call.args, call.kwargs), tensors=self.mutates)
         return self.forward(*args, **kwargs)
+
+    def run_with(self, call: Call, parameters: Mapping[str, Tensor]) -> Any:
+        """Compute the block for one batch with other values for some parameters, by their names in the block."""
+        args, kwargs = copied((call.args, call.kwargs), tensors=self.mutates)
+        return functional_call(self.block.module, dict(parameters), args, kwargs)
 
     def handing_on(self, call: Call) -> Callable[[], Any]:
         """Computes the block's output, and what it left in the objects that it was given for other blocks."""

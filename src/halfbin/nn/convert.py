@@ -142,7 +142,7 @@ class _Site:
     @property
     def key(self) -> tuple[Any, ...]:
         """Equal for two sites exactly when their QTensors would be."""
-        form = _FORMS.get(_forward_owner(self.module))
+        form = _FORMS.get(forward_owner(self.module))
         return (id(self.weight), self.decision, None if form is None else form.matrix)
 
 
@@ -155,7 +155,7 @@ def _weighted(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def _forward_owner(module: nn.Module) -> str:
+def forward_owner(module: nn.Module) -> str:
     """The class whose `forward` runs, by its full name."""
     owner = next(c for c in type(module).__mro__ if "forward" in vars(c))
     return f"{owner.__module__}.{owner.__qualname__}"
@@ -163,7 +163,7 @@ def _forward_owner(module: nn.Module) -> str:
 
 def _refusal(module: nn.Module, name: str) -> str:
     """Why a module cannot be swapped; empty when it can."""
-    form = _FORMS.get(_forward_owner(module))
+    form = _FORMS.get(forward_owner(module))
     if type(module) is NonDynamicallyQuantizableLinear:
         return "its parent reads its weight past its forward"
     if form is None:
@@ -214,7 +214,7 @@ def _round(sites: list[_Site]) -> Iterator[tuple[_Site, QTensor]]:
         assert site.decision is not None and site.weight is not None
         if site.key not in rounded:
             scheme, method = site.decision
-            matrix = _FORMS[_forward_owner(site.module)].matrix(site.weight.detach())
+            matrix = _FORMS[forward_owner(site.module)].matrix(site.weight.detach())
             try:
                 rounded[site.key] = method(matrix, scheme)
             except HalfbinError as error:
@@ -229,7 +229,7 @@ def _replace(model: nn.Module, sites: list[_Site]) -> None:
         assert site.q is not None
         old = site.module
         if id(old) not in built:
-            new = _FORMS[_forward_owner(old)].build(old, site.q)
+            new = _FORMS[forward_owner(old)].build(old, site.q)
             built[id(old)] = new.train(old.training)
         parent, _, attribute = site.name.rpartition(".")
         model.get_submodule(parent)._modules[attribute] = built[id(old)]

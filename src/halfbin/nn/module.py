@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ class QuantModule(nn.Module):
     scale: Tensor
     zero_point: Tensor | None
     _cast: Tensor
+    uncast: ClassVar[tuple[str, ...]] = ("scale",)  # floating buffers whose type the scheme fixes
 
     def __init__(self, q: QTensor, dtype: torch.dtype) -> None:
         """Hold `q`, without a copy; its weight is read as `dtype` until the module is cast."""
@@ -54,20 +55,21 @@ class QuantModule(nn.Module):
         return f"{list(self.codes.shape)}, {self.scheme}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantModule:
-        # A cast leaves integers alone, so the scale goes through as bytes; a move to another device moves it all the same.
-        scale, self._buffers["scale"] = self.scale, None
+        # A cast leaves integers alone, so scales go through as bytes; a move to another device moves them all the same.
+        held = {name: scale for name in self.uncast if (scale := self._buffers.get(name)) is not None}
+        self._buffers.update(dict.fromkeys(held))
         try:
             super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            moved = fn(scale.view(torch.uint8)).view(scale.dtype)
+            moved = {name: fn(scale.view(torch.uint8)).view(scale.dtype) for name, scale in held.items()}
         except BaseException:
-            self._buffers["scale"] = scale
+            self._buffers.update(held)
             raise
-        self._buffers["scale"] = moved
+        self._buffers.update(moved)
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # Copying into a buffer casts without a word: codes of another scheme would be read as this one's.
-        for name in ("codes", "scale", "zero_point"):
+        for name in ("codes", "zero_point", *self.uncast):
             held, given = self._buffers[name], state_dict.get(prefix + name)
             if held is not None and isinstance(given, Tensor) and given.dtype != held.dtype:
                 raise SchemeError(

@@ -61,12 +61,16 @@ class Percentile:
         if not 50.0 < self.percent <= 100.0:
             raise SchemeError(f"percent={self.percent} must be above 50 and at most 100; 100 is the whole range")
 
+    def rank(self, size: int) -> int:
+        """Which of `size` rising elements is the high end, counted from 1; the low end is as far from the other side."""
+        # 12 digits are kept: 99.9 / 100 * 1000 is 999.0000000000001 in floating point, and its rank is 999.
+        return min(max(math.ceil(round(self.percent / 100 * size, 12)), 1), size)
+
     def __call__(self, tiles: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
         """Float [num_tiles, tile_size] to (minimum, maximum), each [num_tiles]."""
         tiles = working(tiles)
         size = tiles.shape[1]
-        # 12 digits are kept: 99.9 / 100 * 1000 is 999.0000000000001 in floating point, and its rank is 999.
-        rank = min(max(math.ceil(round(self.percent / 100 * size, 12)), 1), size)
+        rank = self.rank(size)
         maximum = tiles.kthvalue(rank, dim=1).values.clamp(min=0.0)
         minimum = tiles.kthvalue(size - rank + 1, dim=1).values.clamp(max=0.0)
         lowest, highest = MinMax()(tiles, grid)
@@ -97,20 +101,31 @@ class MeanSquaredError:
     def __call__(self, tiles: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
         """Float [num_tiles, tile_size] to (minimum, maximum), each [num_tiles]."""
         rows = max(_CHUNK // max(tiles.shape[1], 1), 1)
-        found = [self._search(working(chunk), grid) for chunk in torch.split(tiles, rows)]
+        found = [self._of_chunk(working(chunk), grid) for chunk in torch.split(tiles, rows)]
         return torch.cat([low for low, _ in found]), torch.cat([high for _, high in found])
 
-    def _search(self, tiles: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-        minimum, maximum = MinMax()(tiles, grid)
-        best = _squared_error(tiles, minimum, maximum, grid)
+    def _of_chunk(self, tiles: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+        return self.search(*MinMax()(tiles, grid), grid, lambda low, high: _squared_error(tiles, low, high, grid))
+
+    def search(
+        self, minimum: Tensor, maximum: Tensor, grid: Grid, error: Callable[[Tensor, Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The candidate with the least error, of each tile.
+
+        Args:
+          minimum, maximum: float [num_tiles], the whole ranges.
+          grid: says which ends move.
+          error: from (minimum, maximum) to what rounding each tile over that range costs, [num_tiles].
+        """
+        best = error(minimum, maximum)
         ends = [(True, True)] if grid.symmetric else [(True, True), (True, False), (False, True)]
         for shrink_low, shrink_high in ends:
             low, high = minimum, maximum
             for factor in torch.linspace(1.0, self.smallest, self.num_candidates).tolist()[1:]:
                 candidate = (low * factor if shrink_low else low, high * factor if shrink_high else high)
-                error = _squared_error(tiles, *candidate, grid)
-                better = error < best
-                best = torch.where(better, error, best)
+                cost = error(*candidate)
+                better = cost < best
+                best = torch.where(better, cost, best)
                 minimum = torch.where(better, candidate[0], minimum)
                 maximum = torch.where(better, candidate[1], maximum)
         return minimum, maximum
@@ -154,38 +169,59 @@ class Entropy:
         Raises:
           SchemeError: the format is no integer format, or has more codes than the histogram has bins.
         """
+        minimum, maximum = MinMax()(tiles, grid)
+        minimum, levels = self.levels(minimum, maximum, grid)
+        threshold = torch.empty_like(maximum)
+        for num_levels in set(levels.tolist()):
+            index = (levels == num_levels).nonzero().flatten()
+            for rows in torch.split(index, max(_CHUNK // max(tiles.shape[1], self.num_bins), 1)):
+                x = torch.minimum(torch.maximum(working(tiles[rows]), minimum[rows, None]), maximum[rows, None]).abs()
+                absmax = x.amax(dim=1)
+                kept = self.num_kept(_histogram(x, absmax, self.num_bins), num_levels)
+                threshold[rows] = absmax * (kept / self.num_bins).to(absmax.dtype)
+        return torch.maximum(minimum, -threshold), torch.minimum(maximum, threshold)
+
+    def levels(self, minimum: Tensor, maximum: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+        """The low ends that count, float [num_tiles], and into how many levels |x| is merged, int64 [num_tiles].
+
+        Args:
+          minimum, maximum: float [num_tiles], the whole ranges, with 0.
+
+        Raises:
+          SchemeError: the format is no integer format, or has more codes than the histogram has bins.
+        """
         fmt = grid.format
         if not isinstance(fmt, IntegerFormat):
             raise SchemeError(f"entropy needs evenly spaced codes, and those of {fmt.name} are not: use mse or minmax")
         num_codes = fmt.qmax - fmt.qmin + 1
         if self.num_bins < num_codes:
             raise SchemeError(f"num_bins={self.num_bins} cannot tell the {num_codes} codes of {fmt.name} apart")
-        minimum, maximum = MinMax()(tiles, grid)
         if fmt.qmin == 0 and grid.symmetric:
             minimum = torch.zeros_like(minimum)  # the codes hold no negative values, so their distribution is no matter
         # |x| has the positive codes of a symmetric grid, and of an asymmetric one all codes or half of them.
-        one_sided = (minimum == 0) | (maximum == 0) if not grid.symmetric else torch.zeros_like(minimum).bool()
-        both_sided_levels = fmt.qmax + 1 if grid.symmetric else (num_codes + 1) // 2
-        threshold = torch.empty_like(maximum)
-        for index, levels in ((one_sided, num_codes), (~one_sided, both_sided_levels)):
-            for rows in torch.split(index.nonzero().flatten(), max(_CHUNK // max(tiles.shape[1], self.num_bins), 1)):
-                x = torch.minimum(torch.maximum(working(tiles[rows]), minimum[rows, None]), maximum[rows, None]).abs()
-                threshold[rows] = self._threshold(x, levels)
-        return torch.maximum(minimum, -threshold), torch.minimum(maximum, threshold)
+        if grid.symmetric:
+            return minimum, torch.full(minimum.shape, fmt.qmax + 1, device=minimum.device)
+        one_sided = (minimum == 0) | (maximum == 0)
+        return minimum, torch.where(one_sided, num_codes, (num_codes + 1) // 2)
 
-    def _threshold(self, magnitude: Tensor, levels: int) -> Tensor:
-        """The best threshold of each row of |x|, float [num_tiles, tile_size]."""
-        absmax = magnitude.amax(dim=1)
-        histogram = _histogram(magnitude, absmax, self.num_bins)
+    @staticmethod
+    def num_kept(histogram: Tensor, levels: int) -> Tensor:
+        """How many bins the best threshold keeps, float64 [num_tiles].
+
+        Args:
+          histogram: float64 [num_tiles, num_bins], counts of |x| in equal bins from 0 on, the first one like the second.
+          levels: into how many the kept ones are merged, at most num_bins.
+        """
+        num_bins = histogram.shape[1]
         best = torch.full_like(histogram[:, 0], torch.inf)
-        kept = torch.full_like(best, self.num_bins)
+        kept = torch.full_like(best, num_bins)
         divergence = _Divergence(histogram)
-        for num_kept in range(self.num_bins, levels - 1, -1):
+        for num_kept in range(num_bins, levels - 1, -1):
             value = divergence(num_kept, levels)
             better = value < best
             best = torch.where(better, value, best)
             kept = torch.where(better, float(num_kept), kept)
-        return absmax * (kept / self.num_bins).to(absmax.dtype)
+        return kept
 
 
 def _histogram(magnitude: Tensor, absmax: Tensor, num_bins: int) -> Tensor:

@@ -21,6 +21,7 @@ from halfbin.numerics.formats import IntegerFormat
 from halfbin.numerics.scales import ScaleFormat
 from halfbin.planning.recipe import PROTECTED_ROLES, Recipe, Rule, Weights
 from halfbin.tensor.granularity import Granularity, PerBlock, PerChannel, PerGroup, PerTensor, PerToken, transposed
+from halfbin.tensor.inputs import InputScheme
 from halfbin.tensor.scheme import Scheme
 
 IN_FLIGHT_BYTES = 128 * 2**20  # rows that are read, rounded or wait to be written, and what they become
@@ -40,11 +41,14 @@ class SitePlan:
     bytes_before: int
     bytes_after: int
     transforms: tuple[str, ...] = ()
+    inputs: InputScheme | None = None
+    input_estimator: str = "minmax"
 
     @property
     def needs_data(self) -> bool:
         """Whether calibration data decide about its codes."""
-        return self.quantized and (self.method in CALIBRATED or bool(self.transforms))
+        static = self.inputs is not None and self.inputs.needs_scale
+        return self.quantized and (self.method in CALIBRATED or bool(self.transforms) or static)
 
     @property
     def quantized(self) -> bool:
@@ -65,6 +69,7 @@ class SitePlan:
             "weights": self.spelled,
             "quantized": self.quantized,
             "method": self.method if self.quantized else None,
+            "inputs": str(self.inputs) if self.quantized and self.inputs else None,
             "transforms": list(self.transforms) if self.quantized else [],
             "reason": self.reason,
             "bytes_before": self.bytes_before,
@@ -139,7 +144,8 @@ def make_plan(skeleton: Skeleton, checkpoint: Checkpoint, recipe: Recipe, layout
     require_met(recipe, found)
     sites = tuple(_plan_site(site, recipe, layout) for site in found)
     _require_readable_experts(sites, layout)
-    layout.config({s.site.tensor: (s.weights, s.site.shape) for s in sites if isinstance(s.weights, Scheme)}, ())
+    rounded = {s.site.tensor: (s.weights, s.site.shape) for s in sites if isinstance(s.weights, Scheme)}
+    layout.config(rounded, (), {s.site.tensor: s.inputs for s in sites if s.quantized and s.inputs})
     at_sites = {s.site.tensor for s in sites}
     others = {}
     for name in checkpoint.names:
@@ -201,13 +207,16 @@ def _plan_site(site: Site, recipe: Recipe, layout: WeightLayout) -> SitePlan:
     before = num_bytes(site.dtype, site.shape)
     rule = recipe.rule_for(site)
     weights, reason = _decide(site, rule, recipe, layout)
+    inputs = rule.inputs if rule is not None else None
     if isinstance(weights, Scheme):
-        after = sum(num_bytes(*spec) for spec in layout.tensors(site.tensor, site.shape, weights).values())
+        after = sum(num_bytes(*spec) for spec in layout.tensors(site.tensor, site.shape, weights, inputs).values())
     else:
         after = num_bytes(weights or site.dtype, site.shape)
     if rule is None:
         return SitePlan(site, weights, "rtn", "minmax", reason, before, after)
-    return SitePlan(site, weights, rule.method, rule.estimator, reason, before, after, rule.transforms)
+    return SitePlan(
+        site, weights, rule.method, rule.estimator, reason, before, after, rule.transforms, inputs, rule.input_estimator
+    )
 
 
 def _decide(site: Site, rule: Rule | None, recipe: Recipe, layout: WeightLayout) -> tuple[Weights, str]:
@@ -222,7 +231,7 @@ def _decide(site: Site, rule: Rule | None, recipe: Recipe, layout: WeightLayout)
     except SchemeError as error:
         error.add_note(f"at site {site.name!r}, weight {list(site.shape)} {site.dtype}")
         raise
-    refusal = layout.refuses(site.module_class, site.shape, scheme)
+    refusal = layout.refuses(site.module_class, site.shape, scheme, rule.inputs)
     if refusal is None and site.tied and layout.name == "compressed-tensors":
         refusal = "the embedding and the output head share this tensor"
     if refusal is not None:

@@ -14,6 +14,7 @@
     match = "*"
     weights = "int4-g128"
     method = "gptq"                    # "rtn" unless said otherwise; "hqq", and "gptq", which needs calibration data
+    inputs = "int8-token"              # what the layer's inputs are rounded to while it runs: w8a8 and the like
     transforms = ["awq"]               # rewrites of the float model before that: "awq", "smoothquant"; data too
 
 Embeddings, output heads and routers are protected: a glob with a wildcard passes them by, and only their full name or
@@ -49,6 +50,7 @@ from halfbin.errors import RecipeError, SchemeError, did_you_mean
 from halfbin.methods import CALIBRATED, METHODS, rtn
 from halfbin.models import Site
 from halfbin.numerics import ESTIMATORS
+from halfbin.tensor.inputs import InputScheme, parse_inputs
 from halfbin.tensor.qtensor import QTensor
 from halfbin.tensor.scheme import Scheme, parse_scheme, states_scale
 
@@ -60,7 +62,8 @@ _CAST_NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}  # what
 LAYOUTS = ("compressed-tensors", "halfbin", "safetensors")
 RECIPE_BYTES_MAX = 2**20
 TRANSFORMS = ("awq", "smoothquant")
-RANGED = ("rtn", "gptq")  # methods whose ranges an estimator chooses
+RULE_KEYS = ("match", "weights", "method", "estimator", "transforms", "inputs", "input_estimator")
+RANGED = ("rtn", *CALIBRATED)  # methods whose ranges an estimator chooses
 
 Weights: TypeAlias = Scheme | torch.dtype | None  # a scheme to round to, a type to cast to, or None: keep
 
@@ -75,6 +78,8 @@ class Rule:
     method: str = "rtn"
     estimator: str = "minmax"
     transforms: tuple[str, ...] = ()
+    inputs: InputScheme | None = None  # what the layer's inputs are rounded to while it runs
+    input_estimator: str = "minmax"  # of the range of static ones
 
     def fits(self, site: Site) -> bool:
         """Whether this rule speaks of `site`; protected roles must be meant, not swept up."""
@@ -168,7 +173,7 @@ def parse_recipe(text: str, *, source: str) -> Recipe:
 def _rule(raw: object, where: str) -> Rule:
     if not isinstance(raw, dict):
         raise RecipeError(f"{where}: expected a table with match and weights, got {raw!r}")
-    _known_keys(raw, ("match", "weights", "method", "estimator", "transforms"), where)
+    _known_keys(raw, RULE_KEYS, where)
     for key in ("match", "weights"):
         if not isinstance(raw.get(key), str):
             raise RecipeError(f"{where}: {key} = {raw.get(key)!r} is missing or no text; see halfbin's presets")
@@ -179,10 +184,10 @@ def _rule(raw: object, where: str) -> Rule:
     method = _choice(raw, "method", (*METHODS, *CALIBRATED), "rtn", where)
     if method not in RANGED and "estimator" in raw:
         raise RecipeError(
-            f"{where}: estimator goes with {' and '.join(RANGED)}; {method} chooses its ranges itself: leave it out"
+            f"{where}: estimator goes with {', '.join(RANGED)}; {method} chooses its ranges itself: leave it out"
         )
     target = _weights(weights, where)
-    idle = next((key for key in ("method", "estimator", "transforms") if key in raw), None)
+    idle = next((key for key in RULE_KEYS[2:] if key in raw), None)
     if idle and not isinstance(target, Scheme):
         raise RecipeError(
             f"{where}: {idle} = {raw[idle]!r} says how to round, but weights = {weights!r} rounds nothing"
@@ -194,7 +199,26 @@ def _rule(raw: object, where: str) -> Rule:
         method=method,
         estimator=_choice(raw, "estimator", tuple(ESTIMATORS), "minmax", where),
         transforms=_transforms(raw, where),
+        inputs=_inputs(raw, where),
+        input_estimator=_choice(raw, "input_estimator", tuple(ESTIMATORS), "minmax", where),
     )
+
+
+def _inputs(raw: Mapping[str, Any], where: str) -> InputScheme | None:
+    text = raw.get("inputs")
+    if text is None:
+        if "input_estimator" in raw:
+            raise RecipeError(f"{where}: input_estimator chooses the range of static inputs, and there are no inputs")
+        return None
+    if not isinstance(text, str):
+        raise RecipeError(f"{where}: inputs = {text!r} must be text, such as 'int8-token'")
+    try:
+        found = parse_inputs(text)
+    except SchemeError as error:
+        raise RecipeError(f"{where}: inputs = {text!r}: {error}") from error
+    if found.dynamic and "input_estimator" in raw:
+        raise RecipeError(f"{where}: input_estimator chooses the range of static inputs, and {text!r} are dynamic")
+    return found
 
 
 def _transforms(raw: Mapping[str, Any], where: str) -> tuple[str, ...]:

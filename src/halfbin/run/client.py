@@ -48,7 +48,7 @@ def settle_client(plan: Plan, directory: Path) -> str | None:
         check_as_client(plan.skeleton, directory)
         return None
     except ModelError as error:
-        if not _dequantize_while_loading(directory):
+        if any(s.inputs for s in plan.sites if s.quantized) or not _dequantize_while_loading(directory):
             raise _hopeless(error) from error
     try:
         check_as_client(plan.skeleton, directory)

@@ -143,7 +143,8 @@ class _Output:
         if rounded.q is None:
             parts: Mapping[str, Tensor] = {name: rounded.values}
         else:
-            parts = plan.layout.encode(name, rounded.q) | plan.layout.fixed(name, rounded.q.shape, rounded.q.scheme)
+            fixed = plan.layout.fixed(name, rounded.q.shape, rounded.q.scheme, rounded.inputs)
+            parts = plan.layout.encode(name, rounded.q, rounded.inputs) | fixed
             sums = rounding_sums(rounded.values, rounded.q)
         self.append(name, _Slab(parts, sums, Laps()), last=True)
         self.decided[name] = Decided(rounded.transformed, rounded.output_error, rounded.remarks)
@@ -151,8 +152,14 @@ class _Output:
     def note_unreached(self, plan: Plan) -> None:
         """Say of sites that wanted data, and that no sample came by."""
         unreached = Decided(False, None, ("rounded without data: no calibration sample reached it",))
-        missing = (s.site.tensor for s in plan.sites if s.needs_data and s.site.tensor not in self.complete)
-        self.decided |= dict.fromkeys(missing, unreached)
+        missing = [s for s in plan.sites if s.needs_data and s.site.tensor not in self.complete]
+        static = next((s for s in missing if s.inputs is not None and s.inputs.needs_scale), None)
+        if static is not None:
+            raise DataError(
+                f"{static.site.name}: its inputs are {static.inputs}, with a scale from calibration, and no calibration sample "
+                "reached it; give it a rule of its own, with dynamic inputs or none"
+            )
+        self.decided |= dict.fromkeys((s.site.tensor for s in missing), unreached)
 
     def append(self, name: str, slab: _Slab, *, last: bool) -> None:
         """Write the next rows of a tensor."""
@@ -278,8 +285,9 @@ class _Worker:
         assert isinstance(scheme, Scheme)
         with laps.lap("rounding"):
             q = data_free(planned)(weight.to(self._device), scheme).to("cpu")
-            parts = self._layout.encode(task.name, q)
-            fixed = self._layout.fixed(task.name, planned.site.shape, scheme)
+            inputs = None if planned.inputs is None else planned.inputs.quantizer()
+            parts = self._layout.encode(task.name, q, inputs)
+            fixed = self._layout.fixed(task.name, planned.site.shape, scheme, inputs)
             kept = {part: rows for part, rows in parts.items() if part not in fixed}
         with laps.lap("comparing"):
             sums = rounding_sums(weight, q)
@@ -318,7 +326,7 @@ def _pieces(plan: Plan) -> dict[str, Specs]:
     for planned in plan.sites:
         site = planned.site
         if isinstance(planned.weights, Scheme):
-            pieces[site.tensor] = plan.layout.tensors(site.tensor, site.shape, planned.weights)
+            pieces[site.tensor] = plan.layout.tensors(site.tensor, site.shape, planned.weights, planned.inputs)
         else:
             pieces[site.tensor] = {site.tensor: (planned.weights or site.dtype, site.shape)}
     return pieces | {name: {name: spec} for name, spec in plan.others.items()}
@@ -352,7 +360,8 @@ def _write_config(plan: Plan, directory: Path) -> None:
     config: dict[str, Any] = json.loads((plan.directory / "config.json").read_bytes())
     config.pop("quantization_config", None)
     rounded = {s.site.tensor: (s.weights, s.site.shape) for s in plan.sites if isinstance(s.weights, Scheme)}
-    if rounded and (how := plan.layout.config(rounded, _left_linears(plan))):
+    inputs = {s.site.tensor: s.inputs for s in plan.sites if s.quantized and s.inputs}
+    if rounded and (how := plan.layout.config(rounded, _left_linears(plan), inputs)):
         config["quantization_config"] = how
     if plan.recipe.others is not None:
         config["dtype"] = str(plan.recipe.others).removeprefix("torch.")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from halfbin.errors import ModelError
 from halfbin.evaluation import Comparison, Perplexity, compare, perplexity
+from halfbin.formats.read import open_quantized
 from halfbin.models import load_weights, open_skeleton
 from halfbin.run.device import require_device
 from halfbin.run.events import Event, OnEvent
@@ -42,9 +43,14 @@ def judge(
 
     first = load_weights(skeleton).to(device)
     if b is None:
-        return perplexity(first, windows, on_step=on_step)
+        return perplexity(first, windows, known_causal=_quantizes_inputs(a), on_step=on_step)
     second = load_weights(open_skeleton(b, trust_remote_code=trust_remote_code)).to(device)
     return compare(first, second, windows, on_step=on_step)
+
+
+def _quantizes_inputs(directory: Path) -> bool:
+    with open_quantized(directory) as checkpoint:
+        return any(checkpoint.inputs(name) is not None for name in checkpoint.names)
 
 
 Judgement = Comparison | Perplexity

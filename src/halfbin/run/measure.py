@@ -216,7 +216,9 @@ def measure(
     errors = _output_errors(skeleton, directory, original, windows, skip)
     del original, client
     default_load = (
-        perplexity(load_checked(skeleton, directory, None).to(device), windows, on_step=second) if default else None
+        perplexity(load_checked(skeleton, directory, None).to(device), windows, known_causal=True, on_step=second)
+        if default
+        else None
     )
     return Measured(
         definition=windows.describe(),
@@ -249,7 +251,11 @@ def prove_client(skeleton: Skeleton, directory: Path, client: nn.Module, windows
       FormatError: it holds or computes something else.
     """
     ids = windows.input_ids(0)[None, :PROOF_TOKENS]
-    ours = load_weights(skeleton, directory=directory).to(next(client.parameters()).device)
+    with open_quantized(directory) as checkpoint:
+        layout = checkpoint.layout_name
+    ours = load_weights(skeleton, directory=directory, as_client=layout != "halfbin").to(
+        next(client.parameters()).device
+    )
     with evaluating(client, ours):
         got = _outputs(client, ids)  # first, as weights may be decompressed on the first call
         rounded = _adopt_weights(client, ours, directory)

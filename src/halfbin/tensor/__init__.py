@@ -13,12 +13,15 @@ from halfbin.tensor.granularity import (
     scale_shape,
     spread,
 )
+from halfbin.tensor.inputs import InputQuantizer, InputScheme, outlier_columns, parse_inputs
 from halfbin.tensor.int_matmul import accumulator_bound, int_matmul
 from halfbin.tensor.qtensor import QTensor, dequantize, fit, quantize, require_finite
 from halfbin.tensor.scheme import Scheme, parse_scheme
 
 __all__ = [
     "Granularity",
+    "InputQuantizer",
+    "InputScheme",
     "PerBlock",
     "PerChannel",
     "PerGroup",
@@ -31,6 +34,8 @@ __all__ = [
     "fake_quantize",
     "fit",
     "int_matmul",
+    "outlier_columns",
+    "parse_inputs",
     "parse_scheme",
     "quantize",
     "require_finite",

@@ -81,8 +81,7 @@ def accumulate(x: Tensor, w: Tensor, x_zero: Tensor | None, w_zero: Tensor | Non
     Returns:
       int32 [M, N].
     """
-    x, w = x.to(torch.int32), w.to(torch.int32)
-    total = x @ w.T
+    total = (product if x.device.type == "cpu" else product_in_float64)(x, w)
     w_sum = w.sum(1, dtype=torch.int32)
     if w_zero is not None:
         total -= w_zero[:, 0] * x.sum(1, keepdim=True, dtype=torch.int32)
@@ -90,6 +89,16 @@ def accumulate(x: Tensor, w: Tensor, x_zero: Tensor | None, w_zero: Tensor | Non
     if x_zero is not None:
         total -= x_zero * w_sum
     return total
+
+
+def product(x: Tensor, w: Tensor) -> Tensor:
+    """Integer codes [M, K] and [N, K] to x @ w^T, int32 [M, N]."""
+    return x.to(torch.int32) @ w.to(torch.int32).T
+
+
+def product_in_float64(x: Tensor, w: Tensor) -> Tensor:
+    """The same where torch multiplies no integers, as on GPUs: float64 holds every sum below 2**53, and so all of INT32."""
+    return (x.to(torch.float64) @ w.to(torch.float64).T).to(torch.int32)
 
 
 def accumulator_bound(

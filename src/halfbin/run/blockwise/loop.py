@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from halfbin.calibration import InputStatistics
-from halfbin.errors import HalfbinError
+from halfbin.calibration import ActivationHistogram, InputStatistics
+from halfbin.errors import DataError, HalfbinError
 from halfbin.evaluation.layers import TensorError
 from halfbin.formats.checkpoint import Checkpoint
 from halfbin.models import Structure
@@ -24,10 +24,11 @@ from halfbin.models.products import Place, Product, Watch
 from halfbin.models.walk import Stop, survey, walk
 from halfbin.planning import Plan, SitePlan
 from halfbin.run.blockwise.feeding import model_inputs
-from halfbin.run.blockwise.rounding import Factors, round_site
+from halfbin.run.blockwise.learning import learn_codes, targets_of
+from halfbin.run.blockwise.rounding import Factors, output_error, round_site
 from halfbin.run.blockwise.smoothing import Smoother
 from halfbin.run.blockwise.stored import Stored, cast
-from halfbin.tensor import QTensor, dequantize
+from halfbin.tensor import InputQuantizer, QTensor, dequantize
 from halfbin.tensor.matrices import matrices
 
 PROBE_TOKENS = 64  # read by the probe: enough that experts are reached and channels are alive
@@ -51,6 +52,7 @@ class Rounded:
 
     name:         on disk.
     q:            its codes; None where it stays in floating point.
+    inputs:       what quantizes its layer's inputs; None: nothing does.
     values:       as stored: what was rounded, or the new values of a tensor that a transform changed.
     transformed:  whether the values are others than the original's.
     output_error: of the site's outputs on the calibration data.
@@ -60,6 +62,7 @@ class Rounded:
     name: str
     q: QTensor | None
     values: Tensor
+    inputs: InputQuantizer | None = None
     transformed: bool = False
     output_error: TensorError | None = None
     remarks: tuple[str, ...] = ()
@@ -168,21 +171,17 @@ class _Loop:
                 call.output = stop.run(call, final=True)
 
     def _block(self, stop: Stop) -> None:
+        rounded = self._settings.from_quantized
         with torch.no_grad():
             stop.find_mutation()
             part = Part(self, stop.block.parameters)
-            with Watch(part.parameters, part.inputs.see):
-                for call in stop.calls[1:]:
-                    part.inputs.begin_call()
-                    output = stop.run(call, final=not self._settings.from_quantized)
-                    if not self._settings.from_quantized:
-                        call.output = output
+            part.observe(stop, final=not rounded)
             part.transform(stop)
-            part.round()
-            if self._settings.from_quantized:
-                self._hand_on(stop)
-            else:
-                stop.calls[0].output = stop.run(stop.calls[0], final=True)
+            part.round(stop)
+            if rounded or part.has_static_inputs:
+                part.observe_ranges(stop, final=rounded)
+            stop.calls[0].output = stop.run(stop.calls[0], final=True)
+            part.give_out()
 
 
 class Part:
@@ -203,9 +202,37 @@ class Part:
         self.inputs: Inputs[InputStatistics] = Inputs(InputStatistics, self._holds_a_site)
         self._stored = Stored(partial, self._places, loop._shapes)
         self._changed: set[str] = set()
+        self._static = [p for s, places in self._sites for p in places if s.inputs is not None and s.inputs.needs_scale]
+        self.ranges: Inputs[ActivationHistogram] = Inputs(ActivationHistogram, self._is_static)
+        self._rounded: list[tuple[SitePlan, Places, Rounded]] = []
 
     def _holds_a_site(self, place: Place) -> bool:
         return any(wanted.inside(place) for wanted in self.wanted)
+
+    def _is_static(self, place: Place) -> bool:
+        return any(wanted.inside(place) for wanted in self._static)
+
+    @property
+    def has_static_inputs(self) -> bool:
+        """Whether scales of inputs are to be chosen."""
+        return bool(self._static)
+
+    def observe(self, stop: Stop, *, final: bool) -> None:
+        """Run the block on all samples but the probe's, and see what flows into its sites."""
+        with Watch(self.parameters, self.inputs.see):
+            for call in stop.calls[1:]:
+                self.inputs.begin_call()
+                call.output = stop.run(call, final=final)
+
+    def observe_ranges(self, stop: Stop, *, final: bool) -> None:
+        """Run the rounded block on the same samples: its outputs, if they are `final`, and the ranges of static inputs."""
+        watch = Watch(self.parameters, self.ranges.see) if self._static else contextlib.nullcontext()
+        with watch:
+            for call in stop.calls[1:]:
+                self.ranges.begin_call()
+                output = stop.run(call, final=final)
+                if final:
+                    call.output = output
 
     def transform(self, stop: Stop) -> None:
         """Apply the transforms that the sites ask for."""
@@ -220,27 +247,81 @@ class Part:
         self._changed = smoother.changed
         self._loop._outcome.pairs += len(pairs)
 
-    def round(self) -> None:
-        """Choose codes for every site, put the rounded weights back, and give out what became of each tensor."""
-        factors = Factors()
-        emitted = set()
+    def round(self, stop: Stop | None = None) -> None:
+        """Choose codes for every site, and put the rounded weights back; those that are learned last, with the block `stop`."""
+        learned = [(s, places) for s, places in self._sites if stop is not None and "autoround" in s.method]
+        values = {s.site.tensor: self._stored.read(s.site.tensor).clone() for s, _ in self._sites}
+        found, factors = {}, Factors()
         for planned, places in self._sites:
-            name, parameter = planned.site.tensor, self.parameters[places[0].parameter]
             groups = {place: next(iter(self.inputs.reading([place])), None) for place in places}
-            values = self._stored.read(name).clone()
-            codes = round_site(planned, places, parameter, groups, factors)
-            rounded = matrices(dequantize(codes.q), transposed=planned.site.transposed)
-            for place, w_hat in zip(places, rounded, strict=True):
-                place.view(parameter).copy_(w_hat)
+            found[planned.site.tensor] = round_site(
+                planned, places, self.parameters[places[0].parameter], groups, factors
+            )
+            if (planned, places) not in learned:
+                self._put_back(planned, places, found[planned.site.tensor].q)
+        if stop is not None and learned:
+            codes = self._learn(stop, learned, {name: site.q for name, site in found.items()}, values)
+            for planned, places in learned:
+                name = planned.site.tensor
+                self._put_back(planned, places, codes[name])
+                groups = {place: next(iter(self.inputs.reading([place])), None) for place in places}
+                error = output_error(places, values[name], codes[name], groups, transposed=planned.site.transposed)
+                found[name] = replace(found[name], q=codes[name], output_error=error)
+        for planned, places in self._sites:
+            name = planned.site.tensor
             transformed = bool(self._changed & {place.parameter for place in places})
-            self._loop._emit(Rounded(name, codes.q, values, transformed, codes.output_error, codes.remarks))
-            emitted.add(name)
+            site = found[name]
+            rounded = Rounded(name, site.q, values[name], None, transformed, site.output_error, site.remarks)
+            self._rounded.append((planned, places, rounded))
+
+    def _put_back(self, planned: SitePlan, places: Places, q: QTensor) -> None:
+        for place, w_hat in zip(places, matrices(dequantize(q), transposed=planned.site.transposed), strict=True):
+            place.view(self.parameters[place.parameter]).copy_(w_hat)
+
+    def _learn(
+        self,
+        stop: Stop,
+        learned: Sequence[tuple[SitePlan, Places]],
+        start: Mapping[str, QTensor],
+        values: Mapping[str, Tensor],
+    ) -> dict[str, QTensor]:
+        prefix = f"{stop.block.name}."
+        names = {self._partial.canonical(p): p.removeprefix(prefix) for p in stop.block.parameters}
+        chosen = {s.site.tensor for s, _ in learned}
+        return learn_codes(
+            stop,
+            targets_of(stop.calls[1:]),
+            learned,
+            self.parameters,
+            names,
+            {name: q for name, q in start.items() if name in chosen},
+            values,
+        )
+
+    def give_out(self) -> None:
+        """Hand every tensor over that was rounded or changed."""
+        emitted = set()
+        for planned, places, rounded in self._rounded:
+            self._loop._emit(replace(rounded, inputs=self._input_quantizer(planned, places)))
+            emitted.add(rounded.name)
         for name in self._on_disk:
             parameter_name = self._partial.canonical(self._partial.targets[name].parameter)
             if name not in emitted and parameter_name in self._changed:
                 dtype = self._dtype_on_disk(name)
                 assert dtype is not None
                 self._loop._emit(Rounded(name, None, cast(self._stored.read(name), dtype), transformed=True))
+
+    def _input_quantizer(self, planned: SitePlan, places: Places) -> InputQuantizer | None:
+        if planned.inputs is None or not planned.inputs.needs_scale:
+            return planned.inputs.quantizer() if planned.inputs else None
+        groups = self.ranges.reading(places)
+        if not groups:
+            raise DataError(
+                f"{planned.site.name}: its inputs are {planned.inputs}, with a scale from calibration, and no calibration "
+                "sample reached it; give it a rule of its own, with dynamic inputs or none"
+            )
+        grid = planned.inputs.scheme.grid
+        return planned.inputs.calibrated(*groups[0].observer.range(grid, planned.input_estimator))
 
     def _find_pairs(self, stop: Stop) -> list[Pair]:
         """The block's pairs under their full names; found once for blocks that are alike, and proved in each."""
@@ -297,13 +378,16 @@ class _Rest:
             if self._batch != batch:  # another thread's turn
                 self._batch = batch
                 self._part.inputs.begin_call()
+                self._part.ranges.begin_call()
             self._part.inputs.see(product)
+            self._part.ranges.see(product)
 
         return Watch(self._part.parameters, see)
 
     def round(self) -> None:
         with torch.no_grad():
             self._part.round()
+            self._part.give_out()
 
 
 def _renamed(pair: Pair, names: Mapping[str, str]) -> Pair:

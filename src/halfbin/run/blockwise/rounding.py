@@ -19,7 +19,7 @@ from halfbin.numerics import ESTIMATORS
 from halfbin.planning import SitePlan
 from halfbin.planning.recipe import rounding
 from halfbin.tensor import QTensor, Scheme, dequantize
-from halfbin.tensor.matrices import as_stored, scheme_of_matrix
+from halfbin.tensor.matrices import as_stored, matrices, scheme_of_matrix
 
 ENOUGH_TOKENS = 64  # below that an input's second moment says more about the sample than about the input
 
@@ -71,24 +71,51 @@ def round_site(
     assert isinstance(stored, Scheme)
     site = planned.site
     scheme = scheme_of_matrix(stored, len(site.shape), transposed=site.transposed)
-    parts, sums, remarks = [], ErrorSums(), []
+    parts, remarks = [], []
     for place in places:
         weight, group = place.view(parameter), groups[place]
         q, remark = _round(planned, weight, scheme, group, factors)
         if remark:
             remarks.append(remark)
-        if group is not None and group.observer.num_tokens:
-            sums += _output_sums(weight, q, group.observer)
         parts.append(q)
     whole = as_stored(parts, stored, site.shape, transposed=site.transposed)
-    return SiteCodes(whole, TensorError.of(sums) if sums.signal else None, tuple(dict.fromkeys(remarks)))
+    weight = torch.stack([place.view(parameter) for place in places])
+    error = output_error(places, weight.mT if site.transposed else weight, whole, groups, transposed=site.transposed)
+    return SiteCodes(whole, error, tuple(dict.fromkeys(remarks)))
+
+
+def output_error(
+    places: Sequence[Place],
+    values: Tensor,
+    q: QTensor,
+    groups: Mapping[Place, Group[InputStatistics] | None],
+    *,
+    transposed: bool,
+) -> TensorError | None:
+    """How far a site's outputs move on the calibration data; None where none reached it.
+
+    Args:
+      places: of its matrices.
+      values: the weight before it was rounded, as it is stored.
+      q: what it was rounded to.
+      groups: for each place what was seen of its inputs.
+      transposed: stored [in, out].
+    """
+    sums = ErrorSums()
+    rounded = matrices(dequantize(q), transposed=transposed)
+    for place, weight, w_hat in zip(places, matrices(values, transposed=transposed), rounded, strict=True):
+        group = groups[place]
+        if group is not None and group.observer.num_tokens:
+            sums += _output_sums(weight.to(torch.float32), w_hat, group.observer)
+    return TensorError.of(sums) if sums.signal else None
 
 
 def _round(
     planned: SitePlan, weight: Tensor, scheme: Scheme, group: Group[InputStatistics] | None, factors: Factors
 ) -> tuple[QTensor, str | None]:
-    if planned.method in METHODS:
-        return rounding(planned.method, planned.estimator)(weight, scheme), None
+    first = "rtn" if planned.method == "autoround" else planned.method
+    if first in METHODS:
+        return rounding(first, planned.estimator)(weight, scheme), None
     estimator = ESTIMATORS[planned.estimator]()
     seen = 0 if group is None else group.observer.num_tokens
     if group is None or seen < ENOUGH_TOKENS:
@@ -103,10 +130,10 @@ def _round(
     return gptq(weight, scheme, factor, estimator=estimator), remark
 
 
-def _output_sums(weight: Tensor, q: QTensor, statistics: InputStatistics) -> ErrorSums:
+def _output_sums(weight: Tensor, w_hat: Tensor, statistics: InputStatistics) -> ErrorSums:
     """The sums behind ||X (w_hat - w)^T|| / ||X w^T||, from X^T X."""
     moment = statistics.matrix().to(torch.float32)
-    difference = dequantize(q) - weight
+    difference = w_hat - weight
     return ErrorSums(
         signal=float(((weight @ moment) * weight).sum(dtype=torch.float64)),
         noise=max(0.0, float(((difference @ moment) * difference).sum(dtype=torch.float64))),

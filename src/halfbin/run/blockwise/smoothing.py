@@ -21,13 +21,18 @@ from halfbin.models.products import Place
 from halfbin.planning import SitePlan
 from halfbin.tensor import Scheme
 from halfbin.tensor.matrices import scheme_of_matrix
-from halfbin.transforms.awq import awq_scale, layer_loss
-from halfbin.transforms.search import search_scale
-from halfbin.transforms.smoothquant import smoothing_scale
+from halfbin.transforms import (
+    RATIOS,
+    awq_scale,
+    layer_loss,
+    product_loss,
+    search_scale,
+    smoothing_scale,
+)
 
-AWQ_STEPS = 20  # ratios from 0 on, as in the paper's released search
-SEARCHED_ROWS = 512  # rows of a weight that stand for all in the search
-ALPHA = 0.5  # the paper's default
+SEARCHED_ROWS = 512  # rows of a weight, and of its inputs, that stand for all in a search
+ALPHA = 0.5  # the paper's default, where nothing is known of how inputs are rounded
+ALPHAS = tuple(i / 20 for i in range(4, 20))  # searched where it is
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,7 +89,7 @@ class Smoother:
                     yield Weights(planned, weight, scheme, consumer.channels, group)
 
     def _awq(self, pair: Pair, consumers: Sequence[Weights]) -> Tensor:
-        importance = _by_channel(pair, consumers, lambda w: w.group.observer.mean_abs, torch.mean)
+        importance = _by_channel(pair, consumers, lambda w: w.group.observer.channels.mean_magnitude, torch.mean)
         moments = {id(w.group): w.group.observer.matrix().to(torch.float32) for w in consumers}
 
         def loss(scale: Tensor) -> float:
@@ -95,13 +100,28 @@ class Smoother:
                 total += layer_loss(w.weight[::step], w.scheme, moments[id(w.group)], own)
             return total
 
-        candidates = [awq_scale(importance, step / AWQ_STEPS) for step in range(AWQ_STEPS)]
-        return search_scale(candidates, loss)[0]
+        return search_scale((awq_scale(importance, ratio) for ratio in RATIOS), loss)[0]
 
     def _smoothquant(self, pair: Pair, consumers: Sequence[Weights]) -> Tensor:
-        x_absmax = _by_channel(pair, consumers, lambda w: w.group.observer.absmax, torch.amax)
+        x_absmax = _by_channel(pair, consumers, lambda w: w.group.observer.channels.absmax, torch.amax)
         w_absmax = _by_channel(pair, consumers, lambda w: w.weight.abs().amax(0), torch.amax)
-        return smoothing_scale(x_absmax, w_absmax, ALPHA)
+        rounded = [w for w in consumers if w.planned.inputs is not None]
+        if not rounded:
+            return smoothing_scale(x_absmax, w_absmax, ALPHA)
+
+        def loss(scale: Tensor) -> float:
+            total = 0.0
+            for w in rounded:
+                assert w.planned.inputs is not None
+                step = max(1, len(w.weight) // SEARCHED_ROWS)
+                rows = w.group.observer.rows
+                rows = rows[:: max(1, len(rows) // SEARCHED_ROWS)]
+                own, inputs = by_input(scale, w.channels), w.planned.inputs.scheme
+                total += product_loss(rows, w.weight[::step], own, inputs=inputs, weights=w.scheme)
+            return total
+
+        unchanged = torch.ones(pair.producer.num_channels)
+        return search_scale([unchanged, *(smoothing_scale(x_absmax, w_absmax, a) for a in ALPHAS)], loss)[0]
 
     def _move(self, pair: Pair, scale: Tensor) -> None:
         parameters = _Parameters(self._partial)

@@ -1,0 +1,95 @@
+"""A linear layer with a quantized weight that quantizes its inputs too: w8a8, w4a8, fp8, w4a4.
+
+Two ways to the same product. The plain one, which takes everything: fake_quantize(x) @ dequantize(w)^T in x's type. With
+integers on both sides, codes are multiplied and summed exactly in INT32 (`int_matmul`), scaled in float32 and rounded to x's
+type once.
+
+How far apart they are, for K columns and G groups of the weight; u = 2**-24, and v is the unit roundoff of x's type (u, or
+2**-8 for bfloat16): each of the K products of the plain way carries two roundings to x's type, and their sum K - 1 to float32;
+the integer way has at most G + 2. Both end with the bias and a rounding to x's type. So they differ by at most
+
+    (2 v + (K + G + 5) u + 2 v) (|x_hat| @ |w_hat|^T + |bias|),  to first order.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from halfbin.nn.linear import QuantLinear
+from halfbin.numerics import IntegerFormat
+from halfbin.tensor import InputQuantizer, InputScheme, QTensor, Scheme, accumulator_bound, int_matmul
+from halfbin.tensor.int_matmul import INT32_MAX
+
+
+class QuantInputLinear(QuantLinear):
+    """y = x_hat @ w_hat.T + bias, in the activation's type.
+
+    Buffers of its state_dict beside those of `QuantLinear`: `input_scale` [1], and `input_zero_point` [1], for static inputs.
+
+    Attributes:
+      inputs:  what its inputs are rounded to.
+      refusal: why codes are not multiplied as integers; None: they are.
+    """
+
+    input_scale: Tensor | None
+    input_zero_point: Tensor | None
+    uncast: ClassVar[tuple[str, ...]] = ("scale", "input_scale")
+
+    def __init__(
+        self,
+        q: QTensor,
+        inputs: InputQuantizer,
+        bias: nn.Parameter | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Make one of codes [out_features, in_features] and a float bias [out_features]; neither is copied."""
+        super().__init__(q, bias, dtype=dtype)
+        self.inputs = inputs.inputs
+        self.refusal = refuses_integers(self.in_features, q.scheme, self.inputs)
+        self.register_buffer("input_scale", inputs.scale)
+        self.register_buffer("input_zero_point", inputs.zero_point)
+
+    @property
+    def quantizer(self) -> InputQuantizer:
+        """What quantizes its inputs."""
+        return InputQuantizer(self.inputs, self.input_scale, self.input_zero_point)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Float [..., in_features] to [..., out_features] of the same type.
+
+        Raises:
+          DataError: NaN or infinity in `x`.
+        """
+        if self.refusal or x.dtype == torch.float64:  # float32 scales would throw away what float64 was asked for
+            return super().forward(self.quantizer.fake_quantize(x))
+        y = int_matmul(self.quantizer.quantize(x), self.qtensor)
+        return finished(y, self.bias, x)
+
+    def extra_repr(self) -> str:
+        """Sizes, bias, scheme, kernel and inputs."""
+        product = "in floats" if self.refusal else "as integers"
+        return f"{super().extra_repr()}, inputs={self.inputs} multiplied {product}"
+
+
+def finished(y: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+    """A float32 product [tokens, out_features] to [..., out_features] in x's type, the bias added before the one rounding."""
+    y = y if bias is None else y + bias.to(y.dtype)
+    return y.to(x.dtype).reshape(*x.shape[:-1], y.shape[-1])
+
+
+def refuses_integers(columns: int, weights: Scheme, inputs: InputScheme) -> str | None:
+    """Why inputs and weights of `columns` columns cannot be multiplied as integers in INT32; None: they can."""
+    x, w = inputs.scheme.format, weights.format
+    if not isinstance(x, IntegerFormat) or not isinstance(w, IntegerFormat):
+        return f"{(w if isinstance(x, IntegerFormat) else x).name} codes are no integers"
+    if inputs.outliers is not None:
+        return "outlier columns are multiplied in floats: LLMInt8Linear multiplies the rest as integers"
+    size = min(columns, weights.granularity.tile((1, columns))[1])
+    x_zeros, w_zeros = (None if s.symmetric else (f.qmin, f.qmax) for s, f in ((inputs.scheme, x), (weights, w)))
+    if (bound := accumulator_bound(size, x, w, x_zero_points=x_zeros, w_zero_points=w_zeros)) > INT32_MAX:
+        return f"sums over {size} columns could reach {bound}, more than INT32 holds"
+    return None

@@ -1,0 +1,162 @@
+"""Calibrated runs on tiny models of many kinds: what is written is what the data decided, and it is better for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import halfbin as hb
+from halfbin.errors import HalfbinError, ModelError
+from halfbin.formats.checkpoint import open_checkpoint
+from halfbin.formats.read import layout_named, open_quantized
+from halfbin.models import load_as_client, load_weights, open_skeleton
+from halfbin.planning import make_plan, parse_recipe
+from halfbin.run.client import settle_client
+from halfbin.run.execute import Written, execute
+from halfbin.run.report import Report
+from halfbin.tensor import QTensor
+from models.zoo import directory_of, loaded
+
+GPTQ = 'remainder = "row"\n[[rule]]\nmatch = "*"\nweights = "int4-g32"\nmethod = "gptq"\n'
+FINE = 'layout = "halfbin"\n[[rule]]\nmatch = "*"\nweights = "int8-g8"\ntransforms = ["{}"]\n'
+MODELS = (
+    "llama-tied",
+    "gemma2",
+    "opt",
+    "gpt-neox",
+    "phi3",
+    "bert-masked",
+    "mixtral",
+    "qwen2-moe",
+    "gpt-oss",
+    "switch",
+    "t5",
+)
+ALL = (*MODELS, "bart", "gpt2", "granite-moe", "mamba")
+
+
+def samples(num: int = 4) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(3, 48, (4, 32), generator=generator) for _ in range(num)]
+
+
+def written(name: str, recipe: str, folder: Path, batches: Sequence[Tensor] = ()) -> tuple[Written, Any]:
+    """Carry a recipe out on a model of the zoo; also gives its skeleton."""
+    directory = directory_of(name)
+    skeleton, rules = open_skeleton(directory), parse_recipe(recipe, source="test")
+    with open_checkpoint(directory) as checkpoint:
+        plan = make_plan(skeleton, checkpoint, rules, layout_named(rules.layout, skeleton.dtype))
+        result = execute(plan, checkpoint, folder, batches=batches or samples())
+        settle_client(plan, folder)
+        return result, skeleton
+
+
+def outputs(model: Any, skeleton: Any) -> Tensor:
+    """On fresh tokens: logits, or hidden states."""
+    ids = torch.randint(3, 48, (2, 24), generator=torch.Generator().manual_seed(9))
+    both = {"decoder_input_ids": ids} if skeleton.config.is_encoder_decoder else {}
+    with torch.no_grad():
+        found: Tensor = model(input_ids=ids, **both)[0]
+    return found
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_gptq_wrote_is_what_clients_load(name: str, tmp_path: Path) -> None:
+    result, skeleton = written(name, GPTQ, tmp_path)
+    ours = load_weights(skeleton, directory=tmp_path)
+    client = load_as_client(skeleton, tmp_path, dtype=torch.float32)
+    expected, got = outputs(ours, skeleton), outputs(client, skeleton)
+    assert torch.allclose(got, expected, atol=1e-5 * float(expected.abs().max()))
+    assert result.calibrated
+    assert not [d for d in result.calibrated.values() if d.remarks]
+    assert all(0 < d.output_error.relative < 0.5 for d in result.calibrated.values() if d.output_error)
+
+
+@pytest.mark.parametrize("transform", ["awq", "smoothquant"])
+@pytest.mark.parametrize("name", ALL)
+def test_transforms_leave_the_function_as_it_was(name: str, transform: str, tmp_path: Path) -> None:
+    result, skeleton = written(name, FINE.format(transform), tmp_path)
+    assert any(d.transformed for d in result.calibrated.values())
+    expected = outputs(loaded(name), skeleton)
+    got = outputs(load_weights(skeleton, directory=tmp_path), skeleton)
+    # Two layers of weights that are each off by up to 1/254 of the largest of 8; a wrong scale would show in the first digit.
+    assert float((got - expected).norm() / expected.norm()) < 0.05
+
+
+def test_gptq_loses_less_than_rounding_to_nearest(tmp_path: Path) -> None:
+    errors = {}
+    for method in ("rtn", "gptq"):
+        rules = GPTQ.replace("gptq", method).replace("int4", "int3")
+        folder = tmp_path / method
+        folder.mkdir()
+        _, skeleton = written("llama", rules, folder, samples(16))
+        expected = outputs(loaded("llama"), skeleton)
+        errors[method] = float((outputs(load_weights(skeleton, directory=folder), skeleton) - expected).norm())
+    assert errors["gptq"] < 0.9 * errors["rtn"]
+
+
+def test_the_same_samples_give_the_same_bytes(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        written("mixtral", GPTQ + 'transforms = ["awq"]\n', tmp_path / folder)
+    first, second = ((tmp_path / folder / "model.safetensors").read_bytes() for folder in ("a", "b"))
+    assert first == second
+
+
+def test_an_expert_that_too_few_tokens_reach_is_rounded_without_data_and_named(tmp_path: Path) -> None:
+    few = [torch.randint(3, 48, (1, 20), generator=torch.Generator().manual_seed(1))]
+    result, _ = written("qwen3-moe", GPTQ, tmp_path, few)
+    named = [name for name, d in result.calibrated.items() if any("rounded without data" in r for r in d.remarks)]
+    assert any("experts" in name for name in named)
+    with open_quantized(tmp_path) as checkpoint:
+        assert all(isinstance(checkpoint.read(name), QTensor) for name in named)
+
+
+def test_sites_that_no_text_reaches_are_rounded_without_data_and_named(tmp_path: Path) -> None:
+    result, _ = written("llava", GPTQ.replace('remainder = "row"', 'layout = "halfbin"'), tmp_path)
+    without = {name for name, d in result.calibrated.items() if d.remarks}
+    assert any("vision_tower" in name for name in without)
+    assert not any("language_model" in name for name in without)
+
+
+def test_a_head_is_calibrated_too_when_a_rule_names_it(tmp_path: Path) -> None:
+    rules = GPTQ + '[[rule]]\nmatch = "role:head"\nweights = "int4-g32"\nmethod = "gptq"\n'
+    result, _ = written("llama", rules, tmp_path)
+    assert result.calibrated["lm_head.weight"].output_error is not None
+
+
+def quantized(folder: Path) -> Report:
+    """By GPTQ, with the tokens in `folder`."""
+    (folder / "mine.toml").write_text(GPTQ)
+    tokens = folder / "tokens.npy"
+    return hb.quantize(
+        directory_of("llama"), folder / "out", recipe=folder / "mine.toml", calibration=tokens, evaluate=False
+    )
+
+
+def test_a_directory_run_reads_calibration_from_a_file_and_reports_it(tmp_path: Path) -> None:
+    np.save(tmp_path / "tokens.npy", np.random.default_rng(0).integers(3, 48, (8, 32)))
+    report = quantized(tmp_path)
+    assert report.calibration is not None
+    assert report.calibration.num_tokens == 8 * 32
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["calibration"]["text"] == "tokens.npy"
+    assert all(site.output_error is not None for site in report.quantized)
+
+
+def test_tokens_of_another_model_are_refused_before_the_work(tmp_path: Path) -> None:
+    np.save(tmp_path / "tokens.npy", np.full((2, 8), 48))
+    with pytest.raises(ModelError, match="token 48, but the model knows 48"):
+        quantized(tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_reads_no_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(HalfbinError, match="calibrates on text"):
+        written("vit", GPTQ, tmp_path)
