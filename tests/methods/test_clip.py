@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from halfbin.errors import DataError, SchemeError
-from halfbin.methods import clipped, factorise, gptq
+from halfbin.methods import after_correction, clipped, factorise, gptq
+from halfbin.numerics.low_rank import low_rank
 from halfbin.numerics.ranges import MeanSquaredError
 from halfbin.tensor import QTensor, Scheme, dequantize, fit, parse_scheme, quantize
 from halfbin.tensor.granularity import regions
@@ -101,6 +102,53 @@ def test_gptq_starts_from_these_scales_and_gains(spelling: str) -> None:
     assert torch.equal(q.scale, params[0])
     assert output_error(w, q, m) < output_error(w, gptq(w, scheme, factor), m)
     assert output_error(w, q, m) < output_error(w, rounded(w, scheme, params), m)
+
+
+@pytest.mark.parametrize("spelling", SCHEMES)
+def test_a_second_moment_of_full_rank_in_pieces_is_the_second_moment(spelling: str) -> None:
+    w, scheme, m = weight(), parse_scheme(spelling), moment()
+    exact, pieces = clipped(w, scheme, m), clipped(w, scheme, low_rank(m, rank=COLUMNS))
+    # Float32 on both ways: ties may turn.
+    assert float((exact[0].float() != pieces[0].float()).double().mean()) < 0.02
+
+
+def test_a_few_directions_do_nearly_as_well_as_all() -> None:
+    w, scheme, m = weight(64), parse_scheme("int3-channel"), moment() + 50 * torch.ones(COLUMNS, COLUMNS).double()
+    errors = [
+        output_error(w, rounded(w, scheme, clipped(w, scheme, m_)), m)
+        for m_ in (m, low_rank(m, rank=16), low_rank(m, rank=0))
+    ]
+    assert errors[1] < 1.05 * errors[0]
+    assert errors[1] < errors[2]
+
+
+@pytest.mark.parametrize("act_order", [False, True], ids=["in order", "largest first"])
+@pytest.mark.parametrize("spelling", ["int4-g32", "int4-g32-asym", "int3-channel"])
+def test_what_corrections_leave_over_is_better_for_gptq(spelling: str, act_order: bool) -> None:
+    w, scheme, m = weight(64), parse_scheme(spelling), moment()
+    factor = factorise(m, act_order=act_order)
+    left = clipped(w, scheme, after_correction(factor.upper, factor.order))
+    errors = [
+        output_error(w, gptq(w, scheme, factor, params=params), m)
+        for params in (left, clipped(w, scheme, m), fit(w, scheme, MeanSquaredError()))
+    ]
+    assert errors[0] < 0.97 * errors[2]
+    assert errors[0] < 1.01 * errors[1]  # with one scale a row both are as good here
+
+
+def test_what_corrections_leave_over_is_the_conditional_variance_of_each_column() -> None:
+    m = moment(8) / 400
+    factor = factorise(m, damping=0.0)
+    left = after_correction(factor.upper, factor.order).rest
+    for step, column in enumerate(factor.order.tolist()):
+        still = factor.order[step:]
+        assert float(left[column]) == pytest.approx(1 / float(torch.linalg.inv(m[still][:, still])[0, 0]), rel=1e-3)
+
+
+def test_given_scales_are_not_to_be_chosen_again() -> None:
+    w, scheme, m = weight(), parse_scheme("int4-g32"), moment()
+    with pytest.raises(SchemeError, match="pass one of them"):
+        gptq(w, scheme, factorise(m, act_order=False), params=clipped(w, scheme, m), recompute_scales=True)
 
 
 def test_a_large_weight_is_kept_where_its_input_is_large_and_given_up_where_it_is_small() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from halfbin.methods.autoround import AutoRounded, autoround
-from halfbin.methods.clip import clipped
+from halfbin.methods.clip import after_correction, clipped
 from halfbin.methods.correction import corrected
 from halfbin.methods.factor import Factor, factorise
 from halfbin.methods.gptq import gptq
@@ -26,6 +26,7 @@ __all__ = [
     "TILEWISE",
     "AutoRounded",
     "Factor",
+    "after_correction",
     "autoround",
     "clipped",
     "corrected",

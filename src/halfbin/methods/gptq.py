@@ -63,6 +63,8 @@ def gptq(
     """
     if weight.ndim != 2 or weight.shape[1] != len(factor.order):
         raise SchemeError(f"weight {list(weight.shape)} and second moment of {len(factor.order)} features do not fit")
+    if params is not None and recompute_scales:
+        raise SchemeError("params fixes the scales that recompute_scales would choose again: pass one of them")
     require_finite(weight)
     weight = weight.detach()
     scales = ColumnScales(weight, scheme, factor.order, estimator, params=params, recompute=recompute_scales)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from halfbin.errors import DataError, SchemeError
+from halfbin.numerics.low_rank import LowRank
 from halfbin.numerics.output_error import output_error
 from halfbin.tensor import Scheme, dequantize, quantize, scale_shape, spread
 from halfbin.tensor.granularity import regions
@@ -77,13 +78,13 @@ def relative_magnitude(weight: Tensor, scheme: Scheme) -> Tensor:
     return (magnitude / spread(largest, shape, scheme.granularity)).mean(0)
 
 
-def layer_loss(weight: Tensor, scheme: Scheme, second_moment: Tensor, scale: Tensor) -> float:
+def layer_loss(weight: Tensor, scheme: Scheme, second_moment: Tensor | LowRank, scale: Tensor) -> float:
     """||X (w_hat / s - weight)^T||^2 with w_hat = weight * s rounded to nearest: what rounding under a scale costs the outputs.
 
     Args:
       weight: float32 [out_features, in_features], or some rows of it; whole tiles of the scheme.
       scheme: what it is rounded to.
-      second_moment: X^T X, float32 [in_features, in_features].
+      second_moment: X^T X, float32 [in_features, in_features], or what `low_rank` makes of it, which is much faster.
       scale: s, float32 [in_features]; for several layers that read x, add their losses.
     """
     error = dequantize(quantize(weight * scale, scheme)).div_(scale).sub_(weight)
