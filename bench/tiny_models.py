@@ -6,6 +6,7 @@ No architecture is named: fields of a configuration, and of configurations insid
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,16 +18,20 @@ from transformers import PretrainedConfig
 
 NUM_LAYERS = 2
 VOCABULARY = 96
+LARGEST = 12_000_000  # parameters
 # What a field's name matches first decides. Sizes fit together: 4 heads of 16 are 64.
-SIZES: tuple[tuple[str, int], ...] = (
-    (r"(^|_)vocab_size(_|$)|^num_embeddings$", VOCABULARY),
+SIZES: tuple[tuple[str, int | None], ...] = (
+    (r"attention_hidden_size|attention_head_dim|num_labels", None),  # follows from others
+    (r"(^|_)vocab_size(_|$)|^num_embeddings$|^n_words$", VOCABULARY),
+    (r"kv_shared_layers|layers_kv_shared|hidden_size_per_layer_input", 0),
+    (r"d_ssm$", 128),
     (r"mamba_n_heads|mamba_num_heads|ssm_num_heads|linear_num_value_heads", 8),
     (r"mamba_d_head|mamba_head_dim|ssm_head_dim", 16),
     (r"(^|_)n_groups$|mamba_ngroups|^n_group$|^topk_group$|num_expert_group|ssm_groups", 1),
     (r"d_state$|state_size$|ssm_state", 16),
     (r"time_step_rank|dt_rank", 8),
     (r"num_shared_experts|n_shared_experts|shared_expert_num|num_shared_expert", 1),
-    (r"experts?_per_tok|top_?k(_experts)?$|moe_top_?k|num_selected_experts|num_active_experts|experts_top_k|router_top_k", 2),
+    (r"experts?_per_tok|top_?k(_experts)?$|moe_top_?k|num_selected_experts|num_active_experts|experts_top_k|router_top_k|moe_k$", 2),
     (r"(^|_)(num|n)_(local_|routed_|moe_)?experts$|^moe_num_experts$|num_experts_total", 4),
     (r"(moe|expert|shared).*(intermediate|ffn|hidden|dim)", 64),
     (r"(^|_)(intermediate|inner|ffn|mlp|feed_?forward|d_ff|n_inner)(_|$)|d_inner|^ffn_dim$|^d_ff$|ffn_hidden", 128),
@@ -35,9 +40,9 @@ SIZES: tuple[tuple[str, int], ...] = (
     (r"qk_nope_head_dim|v_head_dim|head_dim|d_kv|head_size|attention_head_size|kv_channels|value_dim$|key_dim$", 16),
     (r"(num_)?key_value_heads|num_kv_heads|n_kv_heads|kv_heads|num_key_heads|linear_num_key_heads|n_head_kv", 2),
     (r"(num|n)_(attention_|query_|decoder_attention_|encoder_attention_)?heads?$|attention_heads$|^n_head$", 4),
-    (r"(num|n)_(hidden_|decoder_|encoder_|attention_)?layers?$|^(encoder|decoder)_layers$|num_.*_layers$|^n_layer$|depth$", NUM_LAYERS),
+    (r"(num|n)_([a-z]+_)?layers?$|^(encoder|decoder)_layers$|num_.*_layers$|depth$", NUM_LAYERS),
     (r"max_position|n_positions|n_ctx|max_seq|context_length|max_sequence|seq_length", 128),
-    (r"hidden_size|d_model|n_embd|embed_dim|^dim$|model_dim|embedding_size|lru_width|hidden_dim|proj_dim|embedding_dim|width$", 64),
+    (r"hidden_size|d_model|n_embd|embed_dim|^dim$|model_dim|embedding_(size|dim)|emb_dim|hidden_dim|proj_dim|width$", 64),
     (r"window|chunk_size|block_size|local_attn", 32),
 )  # fmt: skip
 VARIANTS: tuple[Mapping[str, Any], ...] = (
@@ -49,7 +54,10 @@ VARIANTS: tuple[Mapping[str, Any], ...] = (
     {"layer_types": None},
     {"hidden_size": 128, "intermediate_size": 128, "head_dim": 32, "num_attention_heads": 4},
     {"num_hidden_layers": 4, "n_layer": 4, "num_layers": 4},
+    {"head_dim": 8},
+    {"attn_layer_indices": [1], "attn_layer_period": 2, "attn_layer_offset": 1},
 )
+IN_PLACE = "_in_place"  # a variant that sets fields of the default configuration, instead of building one anew
 
 
 def causal_classes() -> dict[str, tuple[type[PretrainedConfig], type[nn.Module]]]:
@@ -69,10 +77,12 @@ def tiny_model(config_class: type[PretrainedConfig], model_class: type[nn.Module
       RuntimeError: no variant runs; says why the first did not.
     """
     first: Exception | None = None
-    for variant in VARIANTS:
+    for variant in (*VARIANTS, *({**v, IN_PLACE: True} for v in VARIANTS)):
         try:
             torch.manual_seed(seed)
-            model = model_class(_small(config_class(), variant)).eval().float()
+            config = _small(config_class(), variant)
+            _require_small(config, model_class)
+            model = model_class(config).eval().float()
             _randomize(model, seed)
             with torch.no_grad():
                 logits = run(model, torch.arange(3, 19)[None])
@@ -86,21 +96,31 @@ def tiny_model(config_class: type[PretrainedConfig], model_class: type[nn.Module
 
 def run(model: nn.Module, ids: Tensor) -> Tensor:
     """The model's logits for int64 [batch, length]."""
+    options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
     with torch.no_grad():
-        found: Tensor = model(input_ids=ids).logits
+        found: Tensor = model(input_ids=ids, **options).logits
     return found
+
+
+def _require_small(config: PretrainedConfig, model_class: type[nn.Module]) -> None:
+    with torch.device("meta"):
+        count = sum(p.numel() for p in model_class(config).parameters())
+    if count > LARGEST:
+        raise ValueError(f"{count} parameters: some size is not known by its name")
 
 
 def _small(config: PretrainedConfig, variant: Mapping[str, Any]) -> PretrainedConfig:
     """The same configuration with small sizes; built anew, so that what follows from sizes follows."""
     values = dict(_smaller(config, variant))
     try:
+        if variant.get(IN_PLACE):
+            raise ValueError(IN_PLACE)
         return type(config)(**values)
     except Exception:  # a field that the class computes itself, or checks against others: set what can be set
         for name, value in values.items():
             try:
                 setattr(config, name, value)
-            except Exception:  # noqa: S112, PERF203  # a property
+            except Exception:  # a property
                 continue
         return config
 
@@ -112,10 +132,14 @@ def _smaller(config: PretrainedConfig, variant: Mapping[str, Any]) -> Iterator[t
             yield name, _small(value, variant)
         elif name in variant:
             yield name, variant[name]
+        elif name == "is_decoder":
+            yield name, True
+        elif name == "head_dim" and hasattr(config, "qk_rope_head_dim"):
+            yield name, 8
         elif name.endswith("token_id") and isinstance(value, int):
             yield name, min(value, 2) if value >= 0 else value
         elif isinstance(value, int) and not isinstance(value, bool):
-            small = next((size for pattern, size in SIZES if re.search(pattern, name)), None)
+            small: int | None = next((size for pattern, size in SIZES if re.search(pattern, name)), None)
             if small is not None and value > 0:
                 yield name, min(value, small) if "layers" in name else small
         elif isinstance(value, list | tuple) and layers > NUM_LAYERS and len(value) >= layers:

@@ -19,7 +19,7 @@ from halfbin.methods import CALIBRATED
 from halfbin.models import Site, Skeleton, find_sites, read_config
 from halfbin.numerics.formats import IntegerFormat
 from halfbin.numerics.scales import ScaleFormat
-from halfbin.planning.recipe import PROTECTED_ROLES, Recipe, Rule, Weights
+from halfbin.planning.recipe import CLIP, PROTECTED_ROLES, Recipe, Rule, Weights
 from halfbin.tensor.granularity import Granularity, PerBlock, PerChannel, PerGroup, PerTensor, PerToken, transposed
 from halfbin.tensor.inputs import InputScheme
 from halfbin.tensor.scheme import Scheme
@@ -48,7 +48,8 @@ class SitePlan:
     def needs_data(self) -> bool:
         """Whether calibration data decide about its codes."""
         static = self.inputs is not None and self.inputs.needs_scale
-        return self.quantized and (self.method in CALIBRATED or bool(self.transforms) or static)
+        asks = self.method in CALIBRATED or self.estimator == CLIP or bool(self.transforms) or static
+        return self.quantized and asks
 
     @property
     def quantized(self) -> bool:

@@ -50,6 +50,7 @@ from halfbin.errors import RecipeError, SchemeError, did_you_mean
 from halfbin.methods import CALIBRATED, METHODS, rtn
 from halfbin.models import Site
 from halfbin.numerics import ESTIMATORS
+from halfbin.numerics.ranges import MinMax
 from halfbin.tensor.inputs import InputScheme, parse_inputs
 from halfbin.tensor.qtensor import QTensor
 from halfbin.tensor.scheme import Scheme, parse_scheme, states_scale
@@ -62,6 +63,7 @@ _CAST_NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}  # what
 LAYOUTS = ("compressed-tensors", "halfbin", "safetensors")
 RECIPE_BYTES_MAX = 2**20
 TRANSFORMS = ("awq", "smoothquant")
+CLIP = "clip"  # ranges searched for the least error of the layer's outputs, which needs data
 RULE_KEYS = ("match", "weights", "method", "estimator", "transforms", "inputs", "input_estimator")
 RANGED = ("rtn", *CALIBRATED)  # methods whose ranges an estimator chooses
 
@@ -113,7 +115,7 @@ class Recipe:
 def rounding(method: str, estimator: str) -> Callable[[Tensor, Scheme], QTensor]:
     """The function that a rule names: weight and scheme to codes."""
     if method == "rtn":
-        return functools.partial(rtn, estimator=ESTIMATORS[estimator]())
+        return functools.partial(rtn, estimator=ESTIMATORS.get(estimator, MinMax)())
     return METHODS[method]
 
 
@@ -197,7 +199,7 @@ def _rule(raw: object, where: str) -> Rule:
         weights=target,
         scale_is_stated=states_scale(weights),
         method=method,
-        estimator=_choice(raw, "estimator", tuple(ESTIMATORS), "minmax", where),
+        estimator=_choice(raw, "estimator", (*ESTIMATORS, CLIP), "minmax", where),
         transforms=_transforms(raw, where),
         inputs=_inputs(raw, where),
         input_estimator=_choice(raw, "input_estimator", tuple(ESTIMATORS), "minmax", where),

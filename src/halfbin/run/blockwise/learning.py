@@ -11,7 +11,6 @@ from torch.nn.functional import mse_loss
 from halfbin.methods import autoround
 from halfbin.models.products import Place
 from halfbin.models.walk import Call, Stop, tensors_in
-from halfbin.numerics import ESTIMATORS
 from halfbin.planning import SitePlan
 from halfbin.tensor import QTensor, Scheme
 from halfbin.tensor.matrices import matrices
@@ -37,7 +36,7 @@ def learn_codes(
       sites: those to learn, and where their matrices lie.
       parameters: the block's, by full name, with the float values of these sites and the rounded ones of others.
       names: from full names to those inside the block.
-      start: codes to begin with; those that are missing begin at round-to-nearest.
+      start: codes to begin with.
       values: the float weights as they are stored, by their names on disk.
     """
     calls = stop.calls[1:]
@@ -55,14 +54,12 @@ def learn_codes(
         judged = range(min(NUM_JUDGED, len(calls)))
         return sum(float(error(w_hat, index)) for index in judged)
 
-    estimator = ESTIMATORS[next(iter(chosen.values()))[0].estimator]()
     found = autoround(
         weights,
         schemes,
         lambda w_hat, step: error(w_hat, step % len(calls)),
         steps=STEPS,
-        estimator=estimator,
-        start=start if len(start) == len(weights) else None,
+        start=start,
         judge=judge,
     )
     return found.qtensors

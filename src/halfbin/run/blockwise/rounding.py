@@ -12,15 +12,19 @@ from halfbin.calibration import InputStatistics
 from halfbin.errors import DataError
 from halfbin.evaluation.layers import TensorError
 from halfbin.kernels.errors import ErrorSums
-from halfbin.methods import METHODS, Factor, factorise, gptq
+from halfbin.methods import CALIBRATED, METHODS, Factor, clipped, factorise, gptq
+from halfbin.methods.cholesky import DAMPING
+from halfbin.methods.clip import after_correction
 from halfbin.models.inputs import Group
 from halfbin.models.products import Place
 from halfbin.numerics import ESTIMATORS
+from halfbin.numerics.low_rank import LowRank, low_rank
 from halfbin.planning import SitePlan
-from halfbin.planning.recipe import rounding
-from halfbin.tensor import QTensor, Scheme, dequantize
+from halfbin.planning.recipe import CLIP, rounding
+from halfbin.tensor import QTensor, Scheme, dequantize, quantize
 from halfbin.tensor.matrices import as_stored, matrices, scheme_of_matrix
 
+WHOLE_FEATURES = 512
 ENOUGH_TOKENS = 64  # below that an input's second moment says more about the sample than about the input
 
 
@@ -29,6 +33,11 @@ class Factors:
     """Factorised second moments, each made once for all the sites that read it."""
 
     _made: dict[int, Factor] = field(default_factory=dict)
+
+    def moment(self, group: Group[InputStatistics]) -> Tensor | LowRank:
+        """The second moment of a group's inputs; approximated where the whole one would make a search take minutes."""
+        matrix = group.observer.matrix().to(torch.float32)
+        return low_rank(matrix) if len(matrix) > WHOLE_FEATURES else matrix
 
     def of(self, group: Group[InputStatistics]) -> Factor:
         """The factor of a group's inputs."""
@@ -113,21 +122,36 @@ def output_error(
 def _round(
     planned: SitePlan, weight: Tensor, scheme: Scheme, group: Group[InputStatistics] | None, factors: Factors
 ) -> tuple[QTensor, str | None]:
-    first = "rtn" if planned.method == "autoround" else planned.method
-    if first in METHODS:
-        return rounding(first, planned.estimator)(weight, scheme), None
-    estimator = ESTIMATORS[planned.estimator]()
+    """Codes of one matrix, and what should be known about them; AutoRound begins at those that are given here."""
+    first = planned.method.partition("+")[0]
+    first = "rtn" if first == "autoround" else first
+    plain = rounding("rtn" if first in CALIBRATED else first, planned.estimator)
+    if first in METHODS and planned.estimator != CLIP:
+        return plain(weight, scheme), None
     seen = 0 if group is None else group.observer.num_tokens
     if group is None or seen < ENOUGH_TOKENS:
-        return METHODS["rtn"](weight, scheme), f"rounded without data: {seen} calibration tokens reached it"
+        return plain(weight, scheme), f"rounded without data: {seen} calibration tokens reached it"
+    if first in METHODS:
+        scale, zero_point = clipped(weight, scheme, factors.moment(group))
+        return quantize(weight, scheme, scale=scale, zero_point=zero_point), None
     try:
         factor = factors.of(group)
     except DataError as error:
-        return METHODS["rtn"](weight, scheme), f"rounded without data: {error}"
-    remark = None
-    if factor.dtype != torch.float32 or factor.damping > 0.01:
-        remark = f"its second moment was factorised in {factor.dtype} with damping {factor.damping:g}"
-    return gptq(weight, scheme, factor, estimator=estimator), remark
+        return plain(weight, scheme), f"rounded without data: {error}"
+    return _gptq(planned, weight, scheme, factor), _repairs(factor)
+
+
+def _gptq(planned: SitePlan, weight: Tensor, scheme: Scheme, factor: Factor) -> QTensor:
+    if planned.estimator == CLIP:
+        params = clipped(weight, scheme, after_correction(factor.upper, factor.order))
+        return gptq(weight, scheme, factor, params=params)
+    return gptq(weight, scheme, factor, estimator=ESTIMATORS[planned.estimator]())
+
+
+def _repairs(factor: Factor) -> str | None:
+    if factor.dtype == torch.float32 and factor.damping <= DAMPING:
+        return None
+    return f"its second moment was factorised in {factor.dtype} with damping {factor.damping:g}"
 
 
 def _output_sums(weight: Tensor, w_hat: Tensor, statistics: InputStatistics) -> ErrorSums:

@@ -18,6 +18,7 @@ from halfbin.models.inputs import Group, Inputs
 from halfbin.models.partial import PartialModel
 from halfbin.models.probe import Consumer, Pair, by_input, scale_producer
 from halfbin.models.products import Place
+from halfbin.numerics.low_rank import low_rank
 from halfbin.planning import SitePlan
 from halfbin.tensor import Scheme
 from halfbin.tensor.matrices import scheme_of_matrix
@@ -90,7 +91,7 @@ class Smoother:
 
     def _awq(self, pair: Pair, consumers: Sequence[Weights]) -> Tensor:
         importance = _by_channel(pair, consumers, lambda w: w.group.observer.channels.mean_magnitude, torch.mean)
-        moments = {id(w.group): w.group.observer.matrix().to(torch.float32) for w in consumers}
+        moments = {id(w.group): low_rank(w.group.observer.matrix()) for w in consumers}
 
         def loss(scale: Tensor) -> float:
             total = 0.0
