@@ -5,6 +5,7 @@ hb.quantize(module, recipe="int8")                     any torch.nn.Module, its 
 hb.load("out")                                         a quantized directory as a running model
 hb.inspect("out")                                      what a checkpoint holds, tensor by tensor
 hb.evaluate("model", "out", text="file.txt")           what it cost
+hb.check_calibration("model", "mine.jsonl")            whether calibration data suit a model
 hb.plan("path/to/model", recipe="int4")                what would be done, without doing it
 """
 
@@ -22,6 +23,8 @@ from halfbin.models import load_weights, open_skeleton
 from halfbin.nn.convert import Swap
 from halfbin.planning import Plan
 from halfbin.run.calibration import NUM_SAMPLES, Calibration
+from halfbin.run.checking import CalibrationCheck
+from halfbin.run.checking import check_calibration as run_check
 from halfbin.run.events import OnEvent
 from halfbin.run.inspection import Inspection, inspect_checkpoint
 from halfbin.run.job import Job, model_directory, planned, run_job
@@ -204,5 +207,41 @@ def evaluate(
         max_tokens=max_tokens,
         trust_remote_code=trust_remote_code,
         device=device,
+        on_event=on_event,
+    )
+
+
+def check_calibration(
+    model: str | Path,
+    calibration: str | Path | None = None,
+    *,
+    against: str | Path | None = None,
+    num_samples: int = NUM_SAMPLES,
+    sample_length: int | None = None,
+    seed: int = 0,
+    trust_remote_code: bool = False,
+    on_event: OnEvent | None = None,
+) -> CalibrationCheck:
+    """Whether calibration data suit a model: what they cover, and what they leave open.
+
+    Args:
+      model: a directory, or "demo".
+      calibration, num_samples, sample_length, seed: as for `quantize`.
+      against: a text like those the model is for.
+      trust_remote_code: run Python code that the directory brings along.
+      on_event: told of progress.
+    """
+    chosen = Calibration(
+        path=None if calibration is None else Path(calibration),
+        num_samples=num_samples,
+        length=sample_length,
+        seed=seed,
+    )
+    return run_check(
+        model_directory(model),
+        chosen,
+        name=str(model),
+        against=None if against is None else Path(against),
+        trust_remote_code=trust_remote_code,
         on_event=on_event,
     )

@@ -139,14 +139,12 @@ class _Output:
 
     def take(self, rounded: Rounded, plan: Plan) -> None:
         """Write a tensor that data decided."""
-        name, sums = rounded.name, None
-        if rounded.q is None:
-            parts: Mapping[str, Tensor] = {name: rounded.values}
-        else:
+        name = rounded.name
+        parts: Mapping[str, Tensor] = {} if rounded.values is None else {name: rounded.values}
+        if rounded.q is not None:
             fixed = plan.layout.fixed(name, rounded.q.shape, rounded.q.scheme, rounded.inputs)
             parts = plan.layout.encode(name, rounded.q, rounded.inputs) | fixed
-            sums = rounding_sums(rounded.values, rounded.q)
-        self.append(name, _Slab(parts, sums, Laps()), last=True)
+        self.append(name, _Slab(parts, rounded.sums, Laps()), last=True)
         self.decided[name] = Decided(rounded.transformed, rounded.output_error, rounded.remarks)
 
     def note_unreached(self, plan: Plan) -> None:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from halfbin.calibration import ActivationHistogram, InputStatistics
 from halfbin.errors import DataError, HalfbinError
-from halfbin.evaluation.layers import TensorError
+from halfbin.evaluation.layers import TensorError, rounding_sums
 from halfbin.formats.checkpoint import Checkpoint
+from halfbin.kernels.errors import ErrorSums
 from halfbin.models import Structure
 from halfbin.models.blocks import Block, find_blocks
 from halfbin.models.inputs import Inputs
@@ -28,6 +29,7 @@ from halfbin.run.blockwise.learning import learn_codes, targets_of
 from halfbin.run.blockwise.rounding import Factors, output_error, round_site
 from halfbin.run.blockwise.smoothing import Smoother
 from halfbin.run.blockwise.stored import Stored, cast
+from halfbin.run.memory import give_back
 from halfbin.tensor import InputQuantizer, QTensor, dequantize
 from halfbin.tensor.matrices import matrices
 
@@ -52,16 +54,18 @@ class Rounded:
 
     name:         on disk.
     q:            its codes; None where it stays in floating point.
+    values:       the new values of a tensor that a transform changed, as stored; None where there are codes.
+    sums:         of the codes' error against what was rounded.
     inputs:       what quantizes its layer's inputs; None: nothing does.
-    values:       as stored: what was rounded, or the new values of a tensor that a transform changed.
     transformed:  whether the values are others than the original's.
     output_error: of the site's outputs on the calibration data.
     remarks:      what a user should know.
     """
 
     name: str
-    q: QTensor | None
-    values: Tensor
+    q: QTensor | None = None
+    values: Tensor | None = None
+    sums: ErrorSums | None = None
     inputs: InputQuantizer | None = None
     transformed: bool = False
     output_error: TensorError | None = None
@@ -176,12 +180,16 @@ class _Loop:
             stop.find_mutation()
             part = Part(self, stop.block.parameters)
             part.observe(stop, final=not rounded)
+            give_back()
             part.transform(stop)
             part.round(stop)
+            give_back()
             if rounded or part.has_static_inputs:
                 part.observe_ranges(stop, final=rounded)
             stop.calls[0].output = stop.run(stop.calls[0], final=True)
             part.give_out()
+        del part
+        give_back()
 
 
 class Part:
@@ -271,7 +279,14 @@ class Part:
             name = planned.site.tensor
             transformed = bool(self._changed & {place.parameter for place in places})
             site = found[name]
-            rounded = Rounded(name, site.q, values[name], None, transformed, site.output_error, site.remarks)
+            rounded = Rounded(
+                name,
+                site.q,
+                sums=rounding_sums(values.pop(name), site.q),
+                transformed=transformed,
+                output_error=site.output_error,
+                remarks=site.remarks,
+            )
             self._rounded.append((planned, places, rounded))
 
     def _put_back(self, planned: SitePlan, places: Places, q: QTensor) -> None:
@@ -309,7 +324,7 @@ class Part:
             if name not in emitted and parameter_name in self._changed:
                 dtype = self._dtype_on_disk(name)
                 assert dtype is not None
-                self._loop._emit(Rounded(name, None, cast(self._stored.read(name), dtype), transformed=True))
+                self._loop._emit(Rounded(name, values=cast(self._stored.read(name), dtype), transformed=True))
 
     def _input_quantizer(self, planned: SitePlan, places: Places) -> InputQuantizer | None:
         if planned.inputs is None or not planned.inputs.needs_scale:
