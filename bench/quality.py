@@ -47,7 +47,7 @@ from halfbin.formats.read import layout_named
 from halfbin.models import Skeleton, load_weights, open_skeleton
 from halfbin.numerics import ESTIMATORS
 from halfbin.planning import Plan, make_plan, parse_recipe
-from halfbin.planning.recipe import TRANSFORMS
+from halfbin.planning.recipe import CLIP, TRANSFORMS
 from halfbin.run.calibration import TOKENS_AT_ONCE
 from halfbin.run.execute import execute
 from halfbin.run.measure import load_tokenizer
@@ -55,6 +55,7 @@ from halfbin.samples import load_samples
 from halfbin.tensor import Scheme
 
 SCHEMES = [f"int{bits}-{tile}" for bits in (8, 4, 3, 2) for tile in ("channel", "g128", "g64", "g32")]
+RANGES = (*ESTIMATORS, CLIP)
 METHODS = ["rtn", "rtn+mse", "hqq", "rtn+awq", "gptq", "gptq+mse", "gptq+mse+awq"]
 
 Measure = Callable[[nn.Module], dict[str, Any]]
@@ -121,9 +122,9 @@ def _sentences(path: Path) -> Path:
 
 def recipe(scheme: str, method: str, remainder: str) -> str:
     parts = method.split("+")
-    estimator = next((f'estimator = "{p}"\n' for p in parts if p in ESTIMATORS), "")
+    estimator = next((f'estimator = "{p}"\n' for p in parts if p in RANGES), "")
     transforms = json.dumps([p for p in parts if p in TRANSFORMS])
-    name = "+".join(p for p in parts if p not in (*ESTIMATORS, *TRANSFORMS))
+    name = "+".join(p for p in parts if p not in (*RANGES, *TRANSFORMS))
     return (
         f'remainder = "{remainder}"\nlayout = "halfbin"\n'
         '[[rule]]\nmatch = "*pooler*"\nweights = "keep"\n[[rule]]\nmatch = "*"\n'
