@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from halfbin.kernels.threads import in_order, in_threads
+from halfbin.kernels.threads import in_order, in_threads, in_turns
 
 
 @pytest.mark.parametrize("num_items", [0, 1, 2, 3, 10])
@@ -44,6 +44,62 @@ def test_an_error_in_a_share_is_raised_and_the_count_is_put_back() -> None:
         with pytest.raises(ZeroDivisionError):
             in_threads([1, 2, 3], work)
         assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("num_items", [0, 1, 2, 3, 10])
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_every_item_is_taken_once_by_a_thread_with_one_torch_thread(num_items: int, threads: int) -> None:
+    done: list[int] = []
+    counts: list[int] = []
+    before = torch.get_num_threads()
+
+    def work(item: int) -> None:
+        counts.append(torch.get_num_threads())
+        done.append(item)
+
+    torch.set_num_threads(threads)
+    try:
+        in_turns(range(num_items), work)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert sorted(done) == list(range(num_items))
+    assert set(counts) <= {threads if num_items == 1 else 1}
+
+
+def test_a_thread_that_is_held_up_leaves_the_rest_to_the_others() -> None:
+    done: list[int] = []
+    all_others = threading.Event()
+    before = torch.get_num_threads()
+
+    def work(item: int) -> None:
+        if item == 0:
+            assert all_others.wait(10)
+        done.append(item)
+        if len(done) == 9:
+            all_others.set()
+
+    torch.set_num_threads(2)
+    try:
+        in_turns(range(10), work)
+    finally:
+        torch.set_num_threads(before)
+    assert done == [*range(1, 10), 0]
+
+
+def test_an_error_on_a_turn_is_raised() -> None:
+    before = torch.get_num_threads()
+
+    def work(item: int) -> None:
+        if item == 3:
+            raise IndexError(item)
+
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(IndexError):
+            in_turns(range(6), work)
     finally:
         torch.set_num_threads(before)
 

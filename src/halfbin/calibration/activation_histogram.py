@@ -76,10 +76,8 @@ class ActivationHistogram:
     def _reach(self, minimum: float, maximum: float) -> None:
         """Double the limit until it is above both ends."""
         self._minimum, self._maximum = min(self._minimum, minimum), max(self._maximum, maximum)
-        largest = max(-self._minimum, self._maximum)
-        exponent = max(
-            math.frexp(largest)[1] if largest else LOWEST_EXPONENT, self._exponent
-        )  # frexp(0) has exponent 0
+        absmax = max(-self._minimum, self._maximum, 2.0 ** (LOWEST_EXPONENT - 1))  # 0 has the exponent 0
+        exponent = math.frexp(absmax)[1]
         self._counts = _doubled(self._counts, exponent - self._exponent)
         self._exponent = exponent
 

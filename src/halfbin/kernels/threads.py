@@ -38,6 +38,22 @@ def in_threads(items: Sequence[T], work: Callable[[Sequence[T]], None]) -> None:
         list(pool.map(work, shares))
 
 
+def in_turns(items: Iterable[T], work: Callable[[T], None]) -> None:
+    """Call `work` on each item, on `torch.get_num_threads()` threads that take the next one as they come free, and wait.
+
+    For items that take long and differ in time, the longest ones first: where another process holds up one thread, the others
+    go on. A single item, or none, is left to the caller's thread.
+    """
+    waiting = list(items)
+    places = itertools.count()  # of the next item; taking a number from it is one step of the interpreter
+
+    def until_none_is_left(_: object) -> None:
+        while (place := next(places)) < len(waiting):
+            work(waiting[place])
+
+    in_threads(range(min(torch.get_num_threads(), len(waiting))), until_none_is_left)
+
+
 def in_order(
     items: Iterable[T], work: Callable[[T], R], *, num_bytes: Callable[[T], int], in_flight: int
 ) -> Generator[tuple[T, R], None, None]:

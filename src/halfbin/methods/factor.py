@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from halfbin.errors import SchemeError
+from halfbin.kernels.threads import in_turns
 from halfbin.methods.cholesky import DAMPING, solve
 
 STRIP = 512  # columns of the inverse that are solved for at once
@@ -79,8 +80,11 @@ def _lower_inverse(lower: Tensor) -> Tensor:
     """The inverse of a lower triangle, a strip of columns after the other: 0.4 of the work where no zeros are solved for."""
     n = len(lower)
     inverse = torch.zeros_like(lower, memory_format=torch.contiguous_format)
-    for start in range(0, n, STRIP):
+
+    def solve_strip(start: int) -> None:
         stop = min(start + STRIP, n)
         eye = torch.eye(n - start, stop - start, dtype=lower.dtype, device=lower.device)
         inverse[start:, start:stop] = torch.linalg.solve_triangular(lower[start:, start:], eye, upper=False)
+
+    in_turns(range(0, n, STRIP), solve_strip)
     return inverse

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from halfbin.errors import DataError, SchemeError
-from halfbin.kernels.threads import in_threads
+from halfbin.kernels.threads import in_turns
 from halfbin.methods.column_rounding import rounding
 from halfbin.methods.factor import Factor
 from halfbin.methods.gptq_scales import ColumnScales, Params, RowScales
@@ -71,18 +71,17 @@ def gptq(
     codes = torch.empty(weight.shape, dtype=scheme.format.code_dtype, device=weight.device)
     place = torch.argsort(factor.order)  # of each column in the order of rounding
 
-    def work(starts: Sequence[int]) -> None:
-        for start in starts:
-            rows = slice(start, min(start + share, len(weight)))
-            columns = weight[rows].T.to(torch.float32)[factor.order].contiguous()
-            loop = _ColumnLoop(columns, factor.upper, scheme.grid, RowScales(scales, rows.start, rows.stop), leaf)
-            loop.span(0, len(columns), sorted(scales.groups))
-            if not bool(torch.isfinite(columns.sum())):
-                raise DataError("the errors that GPTQ passes on left float32's range: use more damping")
-            codes[rows] = loop.codes[place].T
+    def round_rows(start: int) -> None:
+        rows = slice(start, min(start + share, len(weight)))
+        columns = weight[rows].T.to(torch.float32)[factor.order].contiguous()
+        loop = _ColumnLoop(columns, factor.upper, scheme.grid, RowScales(scales, rows.start, rows.stop), leaf)
+        loop.span(0, len(columns), sorted(scales.groups))
+        if not bool(torch.isfinite(columns.sum())):
+            raise DataError("the errors that GPTQ passes on left float32's range: use more damping")
+        codes[rows] = loop.codes[place].T
 
     share = _share(len(weight), scales.height) if weight.device.type == "cpu" else len(weight)
-    in_threads(range(0, len(weight), share), work)
+    in_turns(range(0, len(weight), share), round_rows)
     zero_point = None if scales.zero_point is None else scales.zero_point.to(torch.int32)
     return QTensor(codes, scales.scale, zero_point, scheme)
 
