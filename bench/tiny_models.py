@@ -31,7 +31,7 @@ SIZES: tuple[tuple[str, int | None], ...] = (
     (r"d_state$|state_size$|ssm_state", 16),
     (r"time_step_rank|dt_rank", 8),
     (r"num_shared_experts|n_shared_experts|shared_expert_num|num_shared_expert", 1),
-    (r"experts?_per_tok|top_?k(_experts)?$|moe_top_?k|num_selected_experts|num_active_experts|experts_top_k|router_top_k|moe_k$", 2),
+    (r"experts?_per_tok|top_?k(_experts)?$|moe_top_?k|num_(selected|active)_experts|experts_top_k|router_top_k|moe_k$", 2),
     (r"(^|_)(num|n)_(local_|routed_|moe_)?experts$|^moe_num_experts$|num_experts_total", 4),
     (r"(moe|expert|shared).*(intermediate|ffn|hidden|dim)", 64),
     (r"(^|_)(intermediate|inner|ffn|mlp|feed_?forward|d_ff|n_inner)(_|$)|d_inner|^ffn_dim$|^d_ff$|ffn_hidden", 128),
