@@ -227,7 +227,7 @@ def show(folder: Path, names: list[str], methods: Iterable[str]) -> None:
     models = sum(line["passed"] for (_, method), line in lines.items() if method == FLOAT)
     print(f"\n{len(names)} classes, {models} run in float\n")
     print(
-        "| method | runs | passed | share | in halfbin's layout only | sites | left | without data | worst client | worst proof |"
+        "| method | runs | passed | share | own layout only | sites | left | without data | worst client | worst proof |"
     )
     print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
     for method in methods:
