@@ -47,6 +47,7 @@ SIZES: tuple[tuple[str, int | None], ...] = (
     (r"hidden_size|d_model|n_embd|embed_dim|^dim$|model_dim|embedding_(size|dim)|emb_dim|hidden_dim|proj_dim|width$", 64),
     (r"window|chunk_size|block_size|local_attn", 32),
 )  # fmt: skip
+ROTATED = ("full_attention", "sliding_attention")
 FILL = "_fill"  # a variant that sets sizes, too, that are None by default
 VARIANTS: tuple[Mapping[str, Any], ...] = (
     {},
@@ -64,11 +65,7 @@ VARIANTS: tuple[Mapping[str, Any], ...] = (
     {FILL: True, "layer_types": ["conv", "full_attention"]},
     {"layer_types": ["linear_attention", "full_attention"]},
     {"layer_types": ["sliding_attention", "sliding_attention"]},
-    {
-        "rope_parameters": dict.fromkeys(
-            ("full_attention", "sliding_attention"), {"rope_type": "default", "rope_theta": 1e4}
-        )
-    },
+    {"rope_parameters": {kind: {"rope_type": "default", "rope_theta": 1e4} for kind in ROTATED}},
     {"axial_pos_embds": False, "default_language": "en_XX"},
 )
 IN_PLACE = "_in_place"  # a variant that sets fields of the default configuration, instead of building one anew
