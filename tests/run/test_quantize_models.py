@@ -181,6 +181,21 @@ def test_presets_on_sizes_that_no_group_divides_and_every_type(preset: str, dtyp
     assert_computes_the_rounded_model(load(out, dtype=torch.float32), source, plan)
 
 
+def test_transformers_loads_two_schemes_of_a_model_whose_modules_have_other_names_than_its_tensors(
+    tmp_path: Path,
+) -> None:
+    source, out, rules = zoo.directory_of("llava"), tmp_path / "out", tmp_path / "recipe.toml"
+    rules.write_text(
+        '[[rule]]\nmatch = "*.k_proj"\nweights = "int8-channel"\n[[rule]]\nmatch = "*"\nweights = "int4-g16"\n'
+    )
+    plan = hb.plan(source, recipe=rules)
+    names = {s.site.name for s in plan.sites if s.quantized}
+    assert names - {name for name, _ in plan.skeleton.model.named_modules()}
+    hb.quantize(source, out, recipe=rules, evaluate=False)
+    assert_computes_the_rounded_model(load_as_a_user_would("llava", out), source, plan)
+    assert_computes_the_rounded_model(hb.load(out, dtype=torch.float32), source, plan)
+
+
 @pytest.mark.parametrize("layout", ["compressed-tensors", "halfbin", "safetensors"])
 def test_an_output_of_several_files_is_one_model(layout: str, tmp_path: Path) -> None:
     source, rules = zoo.directory_of("llama"), recipe(tmp_path, "int4-g16", layout)
