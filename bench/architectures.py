@@ -16,6 +16,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import resource
 import shutil
 import time
 import traceback
@@ -51,6 +52,7 @@ METHODS: Mapping[str, str] = {
 }
 FLOAT = "float"  # the run that makes the model
 SAMPLES, LENGTH = 32, 32
+MEMORY_BYTES = 10 * 2**30  # addresses of one run, most of them the libraries'
 CLIENT_TOLERANCE = 1e-4  # of the largest logit; both readers compute in float32
 PROOF_TOLERANCE = (
     1e-3  # the probe allows 5e-5 of the largest output in each block, and blocks pass errors on, magnified
@@ -164,6 +166,7 @@ def in_child(task: Callable[[], Line], limit: float) -> Line:
 
 
 def _answering(task: Callable[[], Line], answer: SimpleQueue[Line]) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     try:
         answer.put({"passed": True, **task()})
     except Exception as error:

@@ -21,21 +21,22 @@ VOCABULARY = 96
 LARGEST = 12_000_000  # parameters
 # What a field's name matches first decides. Sizes fit together: 4 heads of 16 are 64.
 SIZES: tuple[tuple[str, int | None], ...] = (
-    (r"attention_hidden_size|attention_head_dim|num_labels", None),  # follows from others
+    (r"attention_hidden_size|attention_head_dim|num_labels|multipl", None),  # follows from others
     (r"(^|_)vocab(_size)?(_|$)|^num_embeddings$|^n_words$", VOCABULARY),
     (r"^num_codebooks$", 1),
-    (r"kv_shared_layers|layers_kv_shared|hidden_size_per_layer_input", 0),
+    (r"kv_shared_layers|layers_kv_shared", 0),
+    (r"hidden_size_per_layer_input", 16),
     (r"d_ssm$", 128),
     (r"mamba_n_heads|mamba_num_heads|ssm_num_heads|linear_num_value_heads", 8),
     (r"mamba_d_head|mamba_head_dim|ssm_head_dim", 16),
     (r"(^|_)n_groups$|mamba_ngroups|^n_group$|^topk_group$|num_expert_group|ssm_groups", 1),
     (r"d_state$|state_size$|ssm_state", 16),
     (r"time_step_rank|dt_rank", 8),
-    (r"num_shared_experts|n_shared_experts|shared_expert_num|num_shared_expert", 1),
+    (r"zero_expert_num|num_shared_experts|n_shared_experts|shared_expert_num|num_shared_expert", 1),
     (r"experts?_per_tok|top_?k(_experts)?$|moe_top_?k|num_(selected|active)_experts|experts_top_k|router_top_k|moe_k$", 2),
     (r"(^|_)(num|n)_(local_|routed_|moe_)?experts$|^moe_num_experts$|num_experts_total", 4),
     (r"(moe|expert|shared).*(intermediate|ffn|hidden|dim)", 64),
-    (r"(^|_)(intermediate|inner|ffn|mlp|feed_?forward|d_ff|n_inner)(_|$)|d_inner|^ffn_dim$|^d_ff$|ffn_hidden", 128),
+    (r"(^|_)(intermediate|inner|ffn|mlp|feed_?forward|d_ff|n_inner)(_|$)|d_inner|^ffn_dim$|^d_?ff$|^dim_ff$|ffn_hidden", 128),
     (r"kv_lora_rank|q_lora_rank|lora_rank|_rank$|index_.*dim", 32),
     (r"^qk_head_dim$", 24),
     (r"qk_rope_head_dim|rotary_dim", 8),
@@ -51,6 +52,7 @@ ROTATED = ("full_attention", "sliding_attention")
 FILL = "_fill"  # a variant that sets sizes, too, that are None by default
 VARIANTS: tuple[Mapping[str, Any], ...] = (
     {},
+    {"hidden_size_per_layer_input": 0},
     {"num_heads": 8, "head_dim": 16, "n_heads": 8},
     {"num_key_value_heads": 4, "n_kv_heads": 4, "num_kv_heads": 4},
     {"head_dim": 32, "num_attention_heads": 2, "num_key_value_heads": 2},
@@ -59,6 +61,8 @@ VARIANTS: tuple[Mapping[str, Any], ...] = (
     {"hidden_size": 128, "intermediate_size": 128, "head_dim": 32, "num_attention_heads": 4},
     {"num_hidden_layers": 4, "n_layer": 4, "num_layers": 4},
     {"head_dim": 8},
+    {"head_dim": 24, "num_key_value_heads": 4},
+    {"num_experts_per_tok": 1},
     {"attn_layer_indices": [1], "attn_layer_period": 2, "attn_layer_offset": 1},
     {FILL: True},
     {FILL: True, "num_key_value_heads": 4},
@@ -92,6 +96,7 @@ def tiny_model(config_class: type[PretrainedConfig], model_class: type[nn.Module
         try:
             torch.manual_seed(seed)
             config = _small(_own_config(config_class, model_class), variant)
+            getattr(config, "validate", lambda: None)()
             _require_small(config, model_class)
             model = model_class(config).eval().float()
             _randomize(model, seed)
@@ -162,13 +167,18 @@ def _smaller(config: PretrainedConfig, variant: Mapping[str, Any]) -> Iterator[t
         elif value is None and variant.get(FILL) and _size(name):
             yield name, _size(name)
         elif isinstance(value, list | tuple) and layers > NUM_LAYERS and len(value) >= layers:
-            yield name, _two(list(value), variant)
+            yield name, [_smaller_entry(name, entry) for entry in _two(list(value), variant)]
         elif value is None and name == "head_dim":
             yield name, 16
 
 
 def _size(name: str) -> int | None:
     return next((size for pattern, size in SIZES if re.search(pattern, name)), None)
+
+
+def _smaller_entry(name: str, entry: Any) -> Any:
+    """A layer's entry in a list, which may be a size of its own."""
+    return (_size(name) or entry) if isinstance(entry, int) and not isinstance(entry, bool) else entry
 
 
 def _two(values: list[Any], variant: Mapping[str, Any]) -> list[Any]:
