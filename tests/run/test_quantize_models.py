@@ -87,7 +87,7 @@ def assert_computes_the_rounded_model(found: Any, source: Path, plan: Plan) -> N
     assert float((expected - got).abs().max()) <= TOLERANCE * float(expected.abs().max())
 
 
-@pytest.mark.parametrize("name", [name for name in zoo.NAMES if name != "mamba"])
+@pytest.mark.parametrize("name", [name for name in zoo.NAMES if name != "mamba"])  # see the last test
 def test_plain_transformers_loads_int4_and_computes_the_rounded_model(name: str, tmp_path: Path) -> None:
     source, out = zoo.directory_of(name), tmp_path / "out"
     rules = recipe(tmp_path, "int4-g16", "compressed-tensors")
@@ -294,7 +294,9 @@ def test_a_model_whose_code_wants_float_weights_is_dequantized_on_loading(tmp_pa
 
 
 def test_such_a_model_with_two_schemes_is_refused_before_the_work(tmp_path: Path) -> None:
-    rules = recipe(tmp_path, "int4-g16", "compressed-tensors")  # a linear with 2 inputs has one scale a row
+    rules = tmp_path / "recipe.toml"
+    two = [("*.in_proj", "int4-channel"), ("*", "int8-channel")]
+    rules.write_text("".join(f'[[rule]]\nmatch = "{match}"\nweights = "{weights}"\n' for match, weights in two))
     with pytest.raises(
         hb.HalfbinError, match="transformers cannot load the result.*use one scheme for the whole model"
     ):
@@ -302,3 +304,14 @@ def test_such_a_model_with_two_schemes_is_refused_before_the_work(tmp_path: Path
     with pytest.raises(hb.HalfbinError, match="use one scheme for the whole model"):
         hb.quantize(zoo.directory_of("mamba"), tmp_path / "out", recipe=rules, evaluate=False)
     assert not (tmp_path / "out").exists()
+
+
+def test_in_such_a_model_sites_that_no_group_divides_stay(tmp_path: Path) -> None:
+    source, out = zoo.directory_of("mamba"), tmp_path / "out"
+    rules = recipe(tmp_path, "int4-g16", "compressed-tensors")  # a linear with 2 inputs would have one scale a row
+    plan = hb.plan(source, recipe=rules)
+    left = {s.site.name.rpartition(".")[2] for s in plan.sites if s.site.role == "linear" and not s.quantized}
+    assert left == {"dt_proj"}
+    report = hb.quantize(source, out, recipe=rules, evaluate=False)
+    assert any("stay as they were" in warning for warning in report.warnings)
+    assert_computes_the_rounded_model(load_as_a_user_would("mamba", out), source, plan)
