@@ -99,6 +99,14 @@ def test_several_schemes_target_modules_by_name() -> None:
     assert config["format"] == "mixed-precision" and "dequantize" not in config
 
 
+def test_modules_are_targets_by_both_names_where_disk_and_framework_differ() -> None:
+    wide, narrow = parse_scheme("int4-g32"), parse_scheme("int8-channel")
+    tensors = {"a.q.weight": (wide, (64, 64)), "a.k.weight": (narrow, (64, 64))}
+    config = COMPRESSED_TENSORS.config(tensors, (), modules={"a.q.weight": "model.a.q", "a.k.weight": "a.k"})
+    groups = config["config_groups"].values()  # type: ignore[attr-defined]  # the value of a JSON object
+    assert [group["targets"] for group in groups] == [["a.q", "model.a.q"], ["a.k"]]
+
+
 def test_zero_points_ask_the_client_to_dequantize() -> None:
     assert config_of({"a.q": "int4-g32-asym"})["dequantize"] is True
 

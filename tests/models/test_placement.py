@@ -39,6 +39,15 @@ def test_parameters_come_and_go_under_all_their_names() -> None:
         assert torch.equal(w.partial.get(embedding), w.checkpoint.read(embedding))
 
 
+def test_a_shared_parameter_is_loaded_whichever_of_its_names_is_on_disk() -> None:
+    with walking("camembert") as w:
+        embedding, head = "roberta.embeddings.word_embeddings.weight", "lm_head.decoder.weight"
+        assert w.partial.canonical(embedding) == head
+        w.partial.load([embedding])
+        assert torch.equal(w.partial.get(head), w.checkpoint.read(embedding))
+        assert w.partial.model.get_parameter(head) is w.partial.model.get_parameter(embedding)
+
+
 def test_a_kept_parameter_comes_back_as_it_was_changed() -> None:
     with walking("llama-tied") as w:
         name = w.blocks[0].parameters[0]

@@ -88,6 +88,11 @@ ZOO: dict[str, tuple[Callable[[], Made], Expected]] = {
         lambda: (t.BertForSequenceClassification, t.BertConfig(**SIZES, num_labels=3)),
         Expected(linear=13, embedding=3, head=1),
     ),
+    # The tied head stands before the embedding that is on disk.
+    "camembert": (
+        lambda: (t.CamembertForCausalLM, t.CamembertConfig(**SIZES, is_decoder=True)),
+        Expected(linear=13, embedding=3, tied=1),
+    ),
     # Two layers with four experts of three matrices each, stored one by one.
     "mixtral": (
         lambda: (t.MixtralForCausalLM, t.MixtralConfig(**SIZES, **KV, num_local_experts=4)),

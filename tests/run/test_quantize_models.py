@@ -87,7 +87,7 @@ def assert_computes_the_rounded_model(found: Any, source: Path, plan: Plan) -> N
     assert float((expected - got).abs().max()) <= TOLERANCE * float(expected.abs().max())
 
 
-@pytest.mark.parametrize("name", [name for name in zoo.NAMES if name != "mamba"])
+@pytest.mark.parametrize("name", [name for name in zoo.NAMES if name != "mamba"])  # see the last test
 def test_plain_transformers_loads_int4_and_computes_the_rounded_model(name: str, tmp_path: Path) -> None:
     source, out = zoo.directory_of(name), tmp_path / "out"
     rules = recipe(tmp_path, "int4-g16", "compressed-tensors")
@@ -179,6 +179,21 @@ def test_presets_on_sizes_that_no_group_divides_and_every_type(preset: str, dtyp
         assert "channel" in schemes["model.layers.0.mlp.down_proj"] and "g128" in schemes["model.layers.0.mlp.up_proj"]
     load = hb.load if preset == "nf4" else transformers.AutoModelForCausalLM.from_pretrained
     assert_computes_the_rounded_model(load(out, dtype=torch.float32), source, plan)
+
+
+def test_transformers_loads_two_schemes_of_a_model_whose_modules_have_other_names_than_its_tensors(
+    tmp_path: Path,
+) -> None:
+    source, out, rules = zoo.directory_of("llava"), tmp_path / "out", tmp_path / "recipe.toml"
+    rules.write_text(
+        '[[rule]]\nmatch = "*.k_proj"\nweights = "int8-channel"\n[[rule]]\nmatch = "*"\nweights = "int4-g16"\n'
+    )
+    plan = hb.plan(source, recipe=rules)
+    names = {s.site.name for s in plan.sites if s.quantized}
+    assert names - {name for name, _ in plan.skeleton.model.named_modules()}
+    hb.quantize(source, out, recipe=rules, evaluate=False)
+    assert_computes_the_rounded_model(load_as_a_user_would("llava", out), source, plan)
+    assert_computes_the_rounded_model(hb.load(out, dtype=torch.float32), source, plan)
 
 
 @pytest.mark.parametrize("layout", ["compressed-tensors", "halfbin", "safetensors"])
@@ -279,7 +294,9 @@ def test_a_model_whose_code_wants_float_weights_is_dequantized_on_loading(tmp_pa
 
 
 def test_such_a_model_with_two_schemes_is_refused_before_the_work(tmp_path: Path) -> None:
-    rules = recipe(tmp_path, "int4-g16", "compressed-tensors")  # a linear with 2 inputs has one scale a row
+    rules = tmp_path / "recipe.toml"
+    two = [("*.in_proj", "int4-channel"), ("*", "int8-channel")]
+    rules.write_text("".join(f'[[rule]]\nmatch = "{match}"\nweights = "{weights}"\n' for match, weights in two))
     with pytest.raises(
         hb.HalfbinError, match="transformers cannot load the result.*use one scheme for the whole model"
     ):
@@ -287,3 +304,14 @@ def test_such_a_model_with_two_schemes_is_refused_before_the_work(tmp_path: Path
     with pytest.raises(hb.HalfbinError, match="use one scheme for the whole model"):
         hb.quantize(zoo.directory_of("mamba"), tmp_path / "out", recipe=rules, evaluate=False)
     assert not (tmp_path / "out").exists()
+
+
+def test_in_such_a_model_sites_that_no_group_divides_stay(tmp_path: Path) -> None:
+    source, out = zoo.directory_of("mamba"), tmp_path / "out"
+    rules = recipe(tmp_path, "int4-g16", "compressed-tensors")  # a linear with 2 inputs would have one scale a row
+    plan = hb.plan(source, recipe=rules)
+    left = {s.site.name.rpartition(".")[2] for s in plan.sites if s.site.role == "linear" and not s.quantized}
+    assert left == {"dt_proj"}
+    report = hb.quantize(source, out, recipe=rules, evaluate=False)
+    assert any("stay as they were" in warning for warning in report.warnings)
+    assert_computes_the_rounded_model(load_as_a_user_would("mamba", out), source, plan)

@@ -78,12 +78,19 @@ class CompressedTensorsLayout:
         tensors: Mapping[str, tuple[Scheme, Shape]],
         ignored: Sequence[str],
         inputs: Mapping[str, InputScheme] | None = None,
+        modules: Mapping[str, str] | None = None,
     ) -> dict[str, object]:
-        """One group for each distinct scheme and inputs: its target is "Linear" when it is the only one, else exact names."""
+        """One group for each distinct scheme and inputs.
+
+        Its target is "Linear" when it is the only one, else exact names: those on disk, which readers of files go by, and
+        those of the modules, which transformers goes by.
+        """
         groups: dict[tuple[Scheme, InputScheme | None], list[str]] = {}
         for name, (scheme, _) in tensors.items():
             seen = _as_clients_see(scheme), _inputs_as_clients_see((inputs or {}).get(name))
-            groups.setdefault(seen, []).append(module_of(name))
+            groups.setdefault(seen, []).extend(
+                dict.fromkeys((module_of(name), (modules or {}).get(name, module_of(name))))
+            )
         packed = [scheme for scheme, its_inputs in groups if its_inputs is None]
         _require_readable(packed, len(groups) - 1)
         formats = sorted({format_of(*group) for group in groups})

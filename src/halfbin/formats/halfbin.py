@@ -115,6 +115,7 @@ class HalfbinLayout:
         tensors: Mapping[str, tuple[Scheme, Shape]],
         ignored: Sequence[str],
         inputs: Mapping[str, InputScheme] | None = None,
+        modules: Mapping[str, str] | None = None,
     ) -> dict[str, object]:
         """The `quantization_config`: every quantized tensor with its scheme, its shape and its layer's inputs."""
         entries: dict[str, dict[str, object]] = {

@@ -120,6 +120,7 @@ class WeightLayout(WeightCodec, Protocol):
         tensors: Mapping[str, tuple[Scheme, Shape]],
         ignored: Sequence[str],
         inputs: Mapping[str, InputScheme] | None = None,
+        modules: Mapping[str, str] | None = None,
     ) -> dict[str, object]:
         """The `quantization_config` for config.json; empty when there should be none.
 
@@ -127,6 +128,7 @@ class WeightLayout(WeightCodec, Protocol):
           tensors: every quantized tensor, by its original name.
           ignored: names of the modules (no ".weight") of a quantizable class that keep their float weights.
           inputs: for those of the tensors whose layers' inputs are quantized, how.
+          modules: what a framework calls the module of a tensor, for those where the name on disk is another.
 
         Raises:
           SchemeError: no client can read this mix of schemes.

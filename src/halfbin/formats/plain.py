@@ -63,6 +63,7 @@ class PlainLayout:
         tensors: Mapping[str, tuple[Scheme, Shape]],
         ignored: Sequence[str],
         inputs: Mapping[str, InputScheme] | None = None,
+        modules: Mapping[str, str] | None = None,
     ) -> dict[str, object]:
         """None: to every client this is an ordinary checkpoint."""
         return {}

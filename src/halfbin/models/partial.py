@@ -81,8 +81,8 @@ class PartialModel:
         wanted = [p for p in dict.fromkeys(map(self.canonical, parameters)) if self.get(p).is_meta]
         self.convert(self.model, {name: self._reader(name) for name in self.on_disk(wanted)})
         for name in wanted:
-            parameter = self.get(name)
-            if parameter.is_meta:
+            parameter = self._arrived(name)
+            if parameter is None:
                 raise ModelError(f"{self._path}: no tensor fills the parameter {name!r}")
             self.put(name, self._kept.get(name, parameter))
 
@@ -116,6 +116,11 @@ class PartialModel:
             info, _ = convert_and_load_state_dict_in_model(model, dict(state), options)
         if problems := [*info.mismatched_keys, *info.conversion_errors, *info.error_msgs]:
             raise ModelError(f"{self._path}: some weights do not fit the model: {problems[0]!s:.300}")
+
+    def _arrived(self, name: str) -> nn.Parameter | None:
+        """A parameter that was loaded under any of its names; transformers fills the one that the tensor on disk has."""
+        found = (self.model.get_parameter(alias) for alias in self._aliases[name])
+        return next((parameter for parameter in found if not parameter.is_meta), None)
 
     def _reader(self, name: str) -> LazyTensor:
         return LazyTensor(lambda: self._source.read(name))

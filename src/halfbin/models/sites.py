@@ -84,7 +84,7 @@ def find_sites(skeleton: Skeleton, weights: Weights) -> tuple[Site, ...]:
     found = []
     for name, target in targets(skeleton, weights.names).items():
         info = weights.info(name)
-        if len(info.shape) < 2 or not info.dtype.is_floating_point:
+        if len(info.shape) < 2 or 0 in info.shape or not info.dtype.is_floating_point:
             continue
         site = _site(name, info, target, modules, structure)
         if site is not None:

@@ -157,6 +157,33 @@ def make_plan(skeleton: Skeleton, checkpoint: Checkpoint, recipe: Recipe, layout
     return Plan(checkpoint.path, skeleton, recipe, layout, sites, others, checkpoint.num_bytes)
 
 
+def without_remainders(plan: Plan) -> Plan | None:
+    """The plan with every site left as it is that got a scheme of its own for its remainder; None where there is none.
+
+    Clients that dequantize while they load know one scheme for the whole model.
+    """
+    odd = {s.site.tensor for s in plan.sites if _is_remainder(s, plan.recipe)}
+    reason = (
+        f"{plan.layout.name} cannot hold it: its in_features need a scheme of their own, and transformers reads one only for "
+        "this model, whose code wants float weights: use --format halfbin, or a scheme with one scale per row"
+    )
+    sites = tuple(_left(s, reason) if s.site.tensor in odd else s for s in plan.sites)
+    return dataclasses.replace(plan, sites=sites) if odd else None
+
+
+def _is_remainder(planned: SitePlan, recipe: Recipe) -> bool:
+    rule = recipe.rule_for(planned.site)
+    if rule is None or not isinstance(rule.weights, Scheme) or not isinstance(planned.weights, Scheme):
+        return False
+    return isinstance(rule.weights.granularity, PerGroup) and not isinstance(planned.weights.granularity, PerGroup)
+
+
+def _left(planned: SitePlan, reason: str) -> SitePlan:
+    return dataclasses.replace(
+        planned, weights=None, reason=reason, bytes_after=planned.bytes_before, transforms=(), inputs=None
+    )
+
+
 def num_bytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
     """Bytes of a dense tensor."""
     return dtype.itemsize * math.prod(shape)

@@ -10,6 +10,7 @@ from typing import Any
 from halfbin.errors import ModelError
 from halfbin.models import check_as_client
 from halfbin.planning import Plan
+from halfbin.planning.plan import without_remainders
 from halfbin.run.execute import write_hollow_result, write_json
 
 
@@ -28,6 +29,26 @@ def foresee_client(plan: Plan) -> None:
             settle_client(plan, Path(folder))
         except ModelError as error:
             raise ModelError(str(error).replace(folder, "the result")) from error
+
+
+def loadable(plan: Plan) -> Plan:
+    """The plan, or the nearest one whose result transformers loads.
+
+    Raises:
+      ModelError: as `settle_client`, of the plan itself.
+    """
+    try:
+        foresee_client(plan)
+    except ModelError as error:
+        simpler = without_remainders(plan)
+        if simpler is None:
+            raise
+        try:
+            foresee_client(simpler)
+        except ModelError:
+            raise error from None
+        return simpler
+    return plan
 
 
 def settle_client(plan: Plan, directory: Path) -> str | None:

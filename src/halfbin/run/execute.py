@@ -359,12 +359,19 @@ def _write_config(plan: Plan, directory: Path) -> None:
     config.pop("quantization_config", None)
     rounded = {s.site.tensor: (s.weights, s.site.shape) for s in plan.sites if isinstance(s.weights, Scheme)}
     inputs = {s.site.tensor: s.inputs for s in plan.sites if s.quantized and s.inputs}
-    if rounded and (how := plan.layout.config(rounded, _left_linears(plan), inputs)):
+    if rounded and (how := plan.layout.config(rounded, _left_linears(plan), inputs, _renamed_modules(plan))):
         config["quantization_config"] = how
     if plan.recipe.others is not None:
         config["dtype"] = str(plan.recipe.others).removeprefix("torch.")
         config.pop("torch_dtype", None)
     write_json(directory / "config.json", config)
+
+
+def _renamed_modules(plan: Plan) -> dict[str, str]:
+    """The framework's names of modules that are called otherwise on disk, by their tensor."""
+    parameter_of = targets(plan.skeleton, [s.site.tensor for s in plan.sites])
+    whole = {name: target.parameter for name, target in parameter_of.items() if target.unchanged}
+    return {name: p.removesuffix(".weight") for name, p in whole.items() if p != name and p.endswith(".weight")}
 
 
 def _left_linears(plan: Plan) -> list[str]:

@@ -17,7 +17,7 @@ from halfbin.planning import Plan, load_recipe, make_plan
 from halfbin.run import html
 from halfbin.run.assemble import Finished, assemble
 from halfbin.run.calibration import TOKENS_AT_ONCE, Calibration, samples_for
-from halfbin.run.client import foresee_client, settle_client
+from halfbin.run.client import loadable, settle_client
 from halfbin.run.device import require_device
 from halfbin.run.events import Event, OnEvent
 from halfbin.run.execute import Written, execute
@@ -89,8 +89,7 @@ def planned(job: Job) -> Iterator[tuple[Plan, Checkpoint]]:
         layout = layout_named(job.layout or recipe.layout, skeleton.dtype)
         found = make_plan(skeleton, checkpoint, recipe, layout)
         require_fit(skeleton, checkpoint)
-        foresee_client(found)
-        yield found, checkpoint
+        yield loadable(found), checkpoint
 
 
 def run_job(job: Job, target: Path, on_event: OnEvent | None = None) -> Report:
