@@ -123,3 +123,28 @@ def test_a_method_is_one_function_however_often_it_is_asked_for() -> None:
     assert not torch.equal(
         rounding("rtn", "mse")(weight, scheme).scale, rounding("rtn", "minmax")(weight, scheme).scale
     )
+
+
+def test_inputs_transforms_and_calibrated_methods_are_understood() -> None:
+    text = f'{RULE}method = "gptq+autoround"\nestimator = "clip"\ninputs = "int8-token"\ntransforms = ["awq", "awq"]\n'
+    (rule,) = parse_recipe(text, source="mine").rules
+    assert (rule.method, rule.estimator, rule.transforms) == ("gptq+autoround", "clip", ("awq",))
+    assert str(rule.inputs) == "int8-token"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        pytest.param('transforms = ["awg"]', "awq", id="unknown transform"),
+        pytest.param('transforms = "awq"', "must be a list", id="no list"),
+        pytest.param('inputs = "int8-tokn"', "token", id="unknown granularity"),
+        pytest.param("inputs = 8", "must be text", id="no text"),
+        pytest.param('input_estimator = "mse"', "there are no inputs", id="a range of nothing"),
+        pytest.param(
+            'inputs = "int8-token"\ninput_estimator = "mse"', "are dynamic", id="a range that nobody asks for"
+        ),
+    ],
+)
+def test_inputs_and_transforms_that_mean_nothing_are_refused(line: str, words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        parse_recipe(f"{RULE}{line}\n", source="mine")
