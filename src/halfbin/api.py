@@ -178,6 +178,7 @@ def evaluate(
     context: int | None = None,
     stride: int | None = None,
     max_tokens: int | None = None,
+    kv_cache: str | None = None,
     trust_remote_code: bool = False,
     device: str = "cpu",
     on_event: OnEvent | None = None,
@@ -194,6 +195,7 @@ def evaluate(
       context: tokens that the model reads at once; what it was made for by default, at most 1024.
       stride: tokens from one window to the next; windows do not overlap by default.
       max_tokens: measure on no more than so many tokens.
+      kv_cache: let `b`, or `a` beside itself, keep keys and values rounded to a scheme such as "int8-token"; simulated.
       trust_remote_code: run Python code that the directories bring along.
       device: where to compute: "cpu" or "cuda".
       on_event: told of progress.
@@ -205,6 +207,7 @@ def evaluate(
         context=context,
         stride=stride,
         max_tokens=max_tokens,
+        kv_cache=kv_cache,
         trust_remote_code=trust_remote_code,
         device=device,
         on_event=on_event,

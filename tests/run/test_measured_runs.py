@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 import halfbin as hb
 from halfbin.cli.app import app
+from halfbin.errors import SchemeError
 from halfbin.evaluation import Comparison
 from models import zoo
 from run.small_models import LETTERS, TEXT, write_model, write_tokenizer
@@ -177,3 +178,17 @@ def test_on_a_trained_model_more_bits_cost_less(tmp_path: Path) -> None:
         assert report.kl is not None and report.evaluation is not None and report.evaluation.num_tokens == 600
         kl[recipe] = report.kl.mean
     assert 0 < kl["int8"] < kl["int4"] / 10  # 16 times finer steps, so errors some 256 times smaller in KL
+
+
+def test_a_rounded_cache_costs_something_and_fewer_bits_cost_more() -> None:
+    coarse, fine = (
+        hb.evaluate("demo", max_tokens=600, context=128, kv_cache=scheme) for scheme in ("int4-token", "int8-token")
+    )
+    assert isinstance(coarse, Comparison) and isinstance(fine, Comparison)
+    assert 0 < fine.kl.mean < 0.1 * coarse.kl.mean
+    assert fine.before.value == coarse.before.value
+
+
+def test_keys_and_values_cannot_share_a_scale_over_tokens() -> None:
+    with pytest.raises(SchemeError, match="token by token"):
+        hb.evaluate("demo", max_tokens=600, context=128, kv_cache="int8-tensor")

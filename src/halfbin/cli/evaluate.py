@@ -28,6 +28,14 @@ def evaluate(
         int | None,
         typer.Option(help="Tokens from one window to the next; windows do not overlap by default.", min=1, metavar="N"),
     ] = None,
+    kv_cache: Annotated[
+        str | None,
+        typer.Option(
+            help="Let B, or A beside itself, keep keys and values rounded: int8-token, int4-g32-asym and the like; simulated.",
+            metavar="SCHEME",
+            show_default=False,
+        ),
+    ] = None,
     device: Device = "cpu",
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
@@ -38,6 +46,7 @@ def evaluate(
 
       halfbin evaluate demo
       halfbin evaluate path/to/model out --text mine.txt
+      halfbin evaluate path/to/model --kv-cache int8-token
     """
     with outcome():
         from halfbin import api
@@ -52,6 +61,7 @@ def evaluate(
                 context=context,
                 stride=stride,
                 max_tokens=max_tokens,
+                kv_cache=kv_cache,
                 trust_remote_code=trust_remote_code,
                 device=device,
                 on_event=on_event,
@@ -59,4 +69,5 @@ def evaluate(
         if as_json:
             print_json(judgement_json(found, text_name(text)))
         else:
-            results().print(judgement_table(found, text_name(text), a, b))
+            second = f"{b or a}, keys and values {kv_cache}" if kv_cache else b
+            results().print(judgement_table(found, text_name(text), a, second))
