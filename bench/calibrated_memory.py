@@ -27,6 +27,8 @@ from pathlib import Path
 import halfbin as hb
 from halfbin.run.memory import MemoryPeak, anonymous_bytes
 model, out, recipe, tokens = sys.argv[1:]
+import halfbin.run.html, compressed_tensors
+hb.plan(model, recipe=recipe)  # imports the model's class
 before = anonymous_bytes()
 with MemoryPeak() as peak:
     hb.quantize(model, out, recipe=recipe, calibration=tokens, num_samples=10**6, evaluate=False)
