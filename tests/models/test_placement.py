@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from halfbin.models import find_sites
-from halfbin.models.placement import find_places
+from halfbin.models import Site, find_sites
+from halfbin.models.placement import _read_off, find_places
 from halfbin.tensor.matrices import matrices
 from models.walking import walking
 
@@ -26,6 +26,13 @@ def test_a_matrix_in_memory_is_the_one_on_disk(name: str) -> None:
             assert len(places[site.tensor]) == len(on_disk)
             for place, matrix in zip(places[site.tensor], on_disk, strict=True):
                 assert torch.equal(place.view(w.partial.get(place.parameter)), matrix)
+
+
+def test_a_tensor_whose_rows_are_shuffled_has_no_place() -> None:
+    site = Site("experts.w13", "experts.w13", (2, 4, 3), torch.float32, "expert", "")
+    numbers = torch.arange(1, 25, dtype=torch.float64).reshape(2, 4, 3)
+    assert _read_off(numbers, "experts", {site: 1})
+    assert not _read_off(numbers[:, [0, 2, 1, 3]], "experts", {site: 1})  # its strides would lead beyond the parameter
 
 
 def test_parameters_come_and_go_under_all_their_names() -> None:

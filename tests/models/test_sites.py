@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from halfbin.formats.checkpoint import open_checkpoint
 from halfbin.models import Site, find_sites, open_skeleton
+from halfbin.models.skeleton import Target
 from models import zoo
 
 EVERY = pytest.mark.parametrize("name", zoo.NAMES)
@@ -139,3 +141,21 @@ def test_both_tensors_are_tied_where_a_file_holds_the_head_beside_the_embedding(
     with open_checkpoint(tmp_path) as checkpoint:
         tied = {s.tensor: s.role for s in find_sites(open_skeleton(tmp_path), checkpoint) if s.tied}
     assert tied == {"lm_head.weight": "head", "model.embed_tokens.weight": "embedding"}
+
+
+def test_a_matrix_that_is_stored_under_no_module_s_name_has_no_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensor, parameter = "layers.0.conv.weight_proj", "model.layers.0.self_attn.q_proj.weight"
+    monkeypatch.setattr("halfbin.models.sites.targets", lambda *_: {tensor: Target(parameter, unchanged=True)})
+    header = SimpleNamespace(
+        names=(tensor,), info=lambda _: SimpleNamespace(dtype=torch.float32, shape=torch.Size((32, 32)))
+    )
+    (found,) = find_sites(open_skeleton(zoo.directory_of("llama")), header)
+    assert (found.role, found.module_class, found.name) == ("linear", "", tensor)
+
+
+def test_a_tensor_without_elements_is_no_site() -> None:
+    name = "model.layers.0.self_attn.q_proj.weight"
+    header = SimpleNamespace(
+        names=(name,), info=lambda _: SimpleNamespace(dtype=torch.float32, shape=torch.Size((0, 32)))
+    )
+    assert find_sites(open_skeleton(zoo.directory_of("llama")), header) == ()

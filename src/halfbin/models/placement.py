@@ -82,7 +82,8 @@ def _read_off(arrived: Tensor, parameter: str, numbers: Mapping[Site, int]) -> d
             continue
         offset = positions[first]
         strides = tuple(positions[step] - offset for step in steps)
-        if min(strides) < 0:
+        last = offset + sum(stride * (n - 1) for stride, n in zip(strides, site.shape, strict=True))
+        if min(strides) < 0 or last >= arrived.numel():  # shuffled
             continue
         expected = torch.arange(first, first + site.num_weights, dtype=arrived.dtype).reshape(site.shape)
         if torch.equal(torch.as_strided(arrived, site.shape, strides, offset), expected):

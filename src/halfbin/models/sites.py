@@ -106,7 +106,7 @@ def _site(
         tuple(info.shape),
         info.dtype,
         role,
-        _module_class(owner, target, info, role),
+        _module_class(name, owner, target, info, role),
         transposed=isinstance(owner, Conv1D | _ConvTransposeNd)
         or (role == "expert" and len(info.shape) == 3 and bool(getattr(owner, "is_transposed", False))),
         tied=parameter == "weight" and structure.ties(owner),
@@ -127,8 +127,10 @@ def _role(target: Target, owner: nn.Module, parameter: str, structure: Structure
     return "expert" if merged else None
 
 
-def _module_class(owner: nn.Module, target: Target, info: StoredTensor, role: str) -> str:
+def _module_class(name: str, owner: nn.Module, target: Target, info: StoredTensor, role: str) -> str:
     """The class as runtimes know it: a subclass of nn.Linear counts as one."""
+    if not name.endswith(".weight"):  # no name of a module
+        return ""
     if role == "expert":
         return "Expert" if len(info.shape) == 2 and not target.unchanged else ""
     if not target.unchanged:
