@@ -93,6 +93,11 @@ ZOO: dict[str, tuple[Callable[[], Made], Expected]] = {
         lambda: (t.CamembertForCausalLM, t.CamembertConfig(**SIZES, is_decoder=True)),
         Expected(linear=13, embedding=3, tied=1),
     ),
+    # One layer that is called twice, and a narrower embedding with its projection.
+    "albert": (
+        lambda: (t.AlbertModel, t.AlbertConfig(**SIZES, embedding_size=16)),
+        Expected(linear=8, embedding=3),
+    ),
     # Two layers with four experts of three matrices each, stored one by one.
     "mixtral": (
         lambda: (t.MixtralForCausalLM, t.MixtralConfig(**SIZES, **KV, num_local_experts=4)),

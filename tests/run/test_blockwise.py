@@ -160,3 +160,11 @@ def test_tokens_of_another_model_are_refused_before_the_work(tmp_path: Path) -> 
 def test_a_model_that_reads_no_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(HalfbinError, match="calibrates on text"):
         written("vit", GPTQ, tmp_path)
+
+
+def test_a_block_that_is_called_twice_is_rounded_once_and_keeps_its_scales(tmp_path: Path) -> None:
+    result, skeleton = written("albert", GPTQ + 'transforms = ["awq"]\n', tmp_path)
+    assert not any(d.transformed for d in result.calibrated.values())
+    ours = load_weights(skeleton, directory=tmp_path)
+    expected = outputs(loaded("albert"), skeleton)
+    assert float((outputs(ours, skeleton) - expected).norm() / expected.norm()) < 0.2

@@ -132,6 +132,8 @@ class _Loop:
         probe = batches[0][:1, :PROBE_TOKENS]
         self._inputs = model_inputs(self._partial.model, [probe, *batches])
         self._pairs: dict[tuple[str, ...], list[Pair]] = {}  # by the names in a block: blocks are mostly alike
+        self._given: set[str] = set()  # tensors that were decided: blocks may share modules
+        self._calls: Counter[str] = Counter()  # how often each block is called
         self._outcome = Outcome()
 
     def run(self, on_step: Callable[[int, int], None] | None) -> Outcome:
@@ -140,7 +142,7 @@ class _Loop:
         rest = [name for name, _ in model.named_parameters() if name not in in_blocks]
         partial.load(rest)
         order = survey(model, self._blocks, self._inputs[0], self._loaded)
-        calls = Counter(order)
+        self._calls = Counter(order)
         owners = Counter(
             partial.canonical(p) for block in self._blocks for p in set(map(partial.canonical, block.parameters))
         )
@@ -151,7 +153,7 @@ class _Loop:
                 if stop.visit == 0:
                     self._block(stop)
                     shared = [p for p in stop.block.parameters if owners[partial.canonical(p)] > 1]
-                    for name in stop.block.parameters if calls[stop.block.name] > 1 else shared:
+                    for name in stop.block.parameters if self._calls[stop.block.name] > 1 else shared:
                         partial.keep(name)
                 else:
                     self._hand_on(stop)
@@ -201,7 +203,8 @@ class Part:
         self.names = list(dict.fromkeys(map(partial.canonical, parameters)))
         self.parameters: Mapping[str, nn.Parameter] = {name: partial.get(name) for name in self.names}
         self._on_disk = partial.on_disk(self.names)
-        sites = [loop._planned[name] for name in self._on_disk if name in loop._planned]
+        fresh = [name for name in self._on_disk if name not in loop._given]
+        sites = [loop._planned[name] for name in fresh if name in loop._planned]
         self._places = find_places(partial, [s.site for s in sites])
         self._sites: list[tuple[SitePlan, Places]] = [
             (s, self._places[s.site.tensor]) for s in sites if s.quantized and self._places.get(s.site.tensor)
@@ -245,7 +248,8 @@ class Part:
     def transform(self, stop: Stop) -> None:
         """Apply the transforms that the sites ask for."""
         wanted = list(dict.fromkeys(t for s, _ in self._sites for t in s.transforms))
-        if not wanted:
+        # A block that comes again gets other inputs then, and the proof has seen the first ones only.
+        if not wanted or self._loop._calls[stop.block.name] > 1:
             return
         pairs = [p for p in self._find_pairs(stop) if self._may_change(p)]
         smoother = Smoother(self._partial, self.inputs, self._sites, self._stored_dtype)
@@ -319,6 +323,7 @@ class Part:
         for planned, places, rounded in self._rounded:
             self._loop._emit(replace(rounded, inputs=self._input_quantizer(planned, places)))
             emitted.add(rounded.name)
+        self._loop._given |= emitted
         for name in self._on_disk:
             parameter_name = self._partial.canonical(self._partial.targets[name].parameter)
             if name not in emitted and parameter_name in self._changed:
