@@ -13,7 +13,7 @@ Only strips on and above the diagonal are computed and kept: strip i holds the r
 the right. Of 4096 features these are 55 % of all products, and 73 MB. Each sample passes over the whole sum once, whatever
 its length: where time matters, a sample should hold a thousand tokens or more.
 
-Tried in vain: sums of squares by channel to find NaN (a quarter of all the time). Left for an idle machine's sake: strips on
+Tried in vain: sums of squares by channel to find NaN (a quarter of all the time). Not taken: strips on
 threads of their own, 0.72 of the rate of torch's product where strips that torch shares out between its threads have 0.88 (two
 threads of one Zen 4 core). On a machine that others keep busy it is the other way round, 0.9 and 0.5.
 """
