@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from halfbin.models import Structure
 from halfbin.models.probe import Pair, Probe, by_input, find_pairs, unseen
 from halfbin.models.walk import Stop
 from models.walking import walking
@@ -30,7 +31,9 @@ def pairs_of(name: str, block: int, length: int = 48) -> tuple[dict[str, set[str
             )
             before = {p: w.partial.get(p).detach().clone() for p in stop.block.parameters}
             found.extend(find_pairs(probe, stop.block.module, generator))
-            hidden.update(unseen(probe, stop.block.module))
+            prefix = f"{stop.block.name}."
+            experts = {p.removeprefix(prefix) for p in Structure(w.partial.model).experts if p.startswith(prefix)}
+            hidden.update(unseen(probe, stop.block.module, experts))
             assert all(torch.equal(before[p], w.partial.get(p)) for p in stop.block.parameters)
             assert all(probe.holds(pair, generator) for pair in found)
 

@@ -154,6 +154,22 @@ ZOO: dict[str, tuple[Callable[[], Made], Expected]] = {
         ),
         Expected(linear=8, convolution=2, embedding=1, tied=1),
     ),
+    # Layers 1 and 3 share a block of 4 linears of attention and 3 of an MLP; each has a linear beside it, and each of the four
+    # an in_proj, an out_proj and a convolution. A_log, x_proj and dt_proj are stacks, one matrix a head, and no sites.
+    "zamba": (
+        lambda: (
+            t.ZambaForCausalLM,
+            t.ZambaConfig(
+                **(SIZES | {"num_hidden_layers": 4}),
+                **KV,
+                layers_block_type=["linear_attention", "hybrid"] * 2,
+                n_mamba_heads=2,
+                mamba_d_state=8,
+                mamba_dt_rank=4,
+            ),
+        ),
+        Expected(linear=7 + 2 + 8, convolution=4, embedding=1, tied=1),
+    ),
     # 6 linears an encoder layer, 10 a decoder layer; two tables of relative distances beside the shared embedding.
     "t5": (
         lambda: (t.T5ForConditionalGeneration, t.T5Config(**SEQ2SEQ, d_kv=8, d_ff=64, num_layers=2, num_heads=4)),

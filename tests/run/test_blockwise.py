@@ -38,6 +38,8 @@ MODELS = (
     "gpt-oss",
     "switch",
     "t5",
+    "camembert",
+    "zamba",
 )
 ALL = (*MODELS, "bart", "gpt2", "granite-moe", "mamba")
 

@@ -10,7 +10,7 @@ No name and no architecture is asked for. The idea and its tolerances: docs/arch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -260,17 +260,23 @@ def find_pairs(probe: Probe, block: nn.Module, generator: torch.Generator) -> li
     return found
 
 
-def unseen(probe: Probe, block: nn.Module) -> set[int]:
-    """in_features of linears that the probe's inputs never reached, such as experts without a token.
+def unseen(probe: Probe, block: nn.Module, experts: Collection[str]) -> set[int]:
+    """in_features of linears and stacks of experts that the probe's inputs never reached.
 
     A producer that scales inputs of so many features may scale theirs too, and nobody would know.
+
+    Args:
+      probe: of the block.
+      block: its modules.
+      experts: which of the probe's parameters hold a matrix for each expert; others of three dimensions multiply nothing, or
+        on every token.
     """
     seen = {product.place.parameter for product in probe._inputs}
     linears = {f"{path}.weight": m for path, m in block.named_modules() if isinstance(m, nn.Linear | Conv1D)}
     hidden = {
         int(m.weight.shape[1 if isinstance(m, nn.Linear) else 0]) for name, m in linears.items() if name not in seen
     }
-    stacks = [p for name, p in probe.parameters.items() if p.ndim == 3 and name not in seen]
+    stacks = [p for name, p in probe.parameters.items() if name in experts and name not in seen]
     return hidden | {n for p in stacks for n in p.shape[1:]}
 
 

@@ -126,15 +126,21 @@ class _Loop:
         self._plan, self._emit, self._settings = plan, emit, settings
         self._partial = PartialModel(plan.skeleton, checkpoint)
         self._blocks = find_blocks(self._partial.model)
+        self.structure = Structure(self._partial.model)
         self._planned = {s.site.tensor: s for s in plan.sites}
         shapes = {name: tuple(checkpoint.info(name).shape) for name in checkpoint.names}
         self._shapes = shapes
         probe = batches[0][:1, :PROBE_TOKENS]
         self._inputs = model_inputs(self._partial.model, [probe, *batches])
         self._pairs: dict[tuple[str, ...], list[Pair]] = {}  # by the names in a block: blocks are mostly alike
-        self._given: set[str] = set()  # tensors that were decided: blocks may share modules
         self._calls: Counter[str] = Counter()  # how often each block is called
         self._outcome = Outcome()
+        self._emitted: set[str] = set()
+
+    def emit(self, rounded: Rounded) -> None:
+        """Hand a tensor over; it is not looked at again, though other blocks may share it."""
+        self._emitted.add(rounded.name)
+        self._emit(rounded)
 
     def run(self, on_step: Callable[[int, int], None] | None) -> Outcome:
         partial, model = self._partial, self._partial.model
@@ -147,7 +153,7 @@ class _Loop:
             partial.canonical(p) for block in self._blocks for p in set(map(partial.canonical, block.parameters))
         )
         outside = _Rest(self, rest)
-        until = None if outside.wants_all else Structure(model).head
+        until = None if outside.wants_all else self.structure.head
         for done, stop in enumerate(walk(model, self._blocks, self._inputs, until=until, context=outside.watch), 1):
             with self._loaded(stop.block):
                 if stop.visit == 0:
@@ -202,9 +208,8 @@ class Part:
         self._loop, self._partial = loop, partial
         self.names = list(dict.fromkeys(map(partial.canonical, parameters)))
         self.parameters: Mapping[str, nn.Parameter] = {name: partial.get(name) for name in self.names}
-        self._on_disk = partial.on_disk(self.names)
-        fresh = [name for name in self._on_disk if name not in loop._given]
-        sites = [loop._planned[name] for name in fresh if name in loop._planned]
+        self._on_disk = [name for name in partial.on_disk(self.names) if name not in loop._emitted]
+        sites = [loop._planned[name] for name in self._on_disk if name in loop._planned]
         self._places = find_places(partial, [s.site for s in sites])
         self._sites: list[tuple[SitePlan, Places]] = [
             (s, self._places[s.site.tensor]) for s in sites if s.quantized and self._places.get(s.site.tensor)
@@ -319,17 +324,14 @@ class Part:
 
     def give_out(self) -> None:
         """Hand every tensor over that was rounded or changed."""
-        emitted = set()
         for planned, places, rounded in self._rounded:
-            self._loop._emit(replace(rounded, inputs=self._input_quantizer(planned, places)))
-            emitted.add(rounded.name)
-        self._loop._given |= emitted
+            self._loop.emit(replace(rounded, inputs=self._input_quantizer(planned, places)))
         for name in self._on_disk:
             parameter_name = self._partial.canonical(self._partial.targets[name].parameter)
-            if name not in emitted and parameter_name in self._changed:
+            if name not in self._loop._emitted and parameter_name in self._changed:
                 dtype = self._dtype_on_disk(name)
                 assert dtype is not None
-                self._loop._emit(Rounded(name, values=cast(self._stored.read(name), dtype), transformed=True))
+                self._loop.emit(Rounded(name, values=cast(self._stored.read(name), dtype), transformed=True))
 
     def _input_quantizer(self, planned: SitePlan, places: Places) -> InputQuantizer | None:
         if planned.inputs is None or not planned.inputs.needs_scale:
@@ -355,7 +357,8 @@ class Part:
         if known is None or not all(probe.holds(pair, generator) for pair in known):
             known = find_pairs(probe, stop.block.module, generator)
             self._loop._pairs[key] = known
-        hidden = unseen(probe, stop.block.module)
+        experts = {p.removeprefix(prefix) for p in stop.block.parameters if p in self._loop.structure.experts}
+        hidden = unseen(probe, stop.block.module, experts)
         return [_renamed(p, relative) for p in known if not hidden & {c.place.size[1] for c in p.consumers}]
 
     def _may_change(self, pair: Pair) -> bool:
