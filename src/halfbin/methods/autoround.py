@@ -23,6 +23,29 @@ v = value(code) - zero_point the rest is closed form, and only its signs are use
 Where we depart from the paper: the last step is judged too; a separate `judge` can tell which step was best; every format is
 learned, not integers alone; the descent can begin at the codes of another method; and what is kept as best are codes and
 scales as they are stored, so that what was judged is, to the bit, what is returned.
+
+What it gains, on the last decoder layer of the demo model (851,968 weights): squared error of the layer's output on held-out
+text, in shares of round to nearest; batches of 8 x 128 tokens drawn from 256 samples, judged on 32 others.
+
+                                           int4-g128    int3-g128    int2-g64
+    rounding, searched ranges                0.798        0.571        0.376
+    gptq, searched ranges                    0.391        0.272        0.189      2.7 s of one core
+    50 steps from the whole range            0.531        0.357        0.297      6 s
+    200 steps from the whole range           0.478        0.327        0.275      18 s
+    400 steps from the whole range           0.468        0.322        0.271      35 s
+    50 steps from searched ranges            0.507        0.311        0.162      6 s
+    200 steps from searched ranges           0.454        0.280        0.150      18 s
+    400 steps from searched ranges           0.447        0.277        0.149      35 s
+    200 steps from that gptq                 0.391        0.272        0.151      18 s
+
+Hence 200 steps: 400 gain 3 % at most. Pass `MeanSquaredError()` as estimator. From 3 bits on GPTQ does as well or better in
+less time and leaves little to learn; at 2 bits AutoRound is better by a fifth, from searched ranges or from GPTQ's codes.
+On 8 fixed samples the error falls to 0.19 of rounding's, but held-out to 0.42 (int4-g128, third layer, whole range): draw
+batches from many samples, and judge.
+
+Tried in vain after GPTQ at 3 and 4 bits, in the second and fifth layer: first steps of 0.0003 to 0.01, ranges kept, offsets
+begun at the middle between two rounding borders, momentum, Adam instead of signs. The most that was gained are 5 %
+(int3-g128, 0.106 to 0.101, by Adam with slower ranges).
 """
 
 from __future__ import annotations
@@ -96,7 +119,8 @@ def autoround(
       steps: updates; 0 returns the start.
       learning_rate: the first step's length, in gaps between values and in shares of a range; 1 / steps by default.
       learn_range: whether scales move too; otherwise they remain those of the start to the bit.
-      estimator: chooses the range that each scale covers at the start; the whole range by default.
+      estimator: chooses the range that each scale covers at the start; the whole range by default, and a searched one
+        is better in all we measured.
       start: codes and scales to begin with, under the same schemes, such as those of `gptq`.
       judge: w_hat by name to what is to be minimised; called without gradients.
       judge_every: steps from one judgement to the next; the start and the last step are always judged.
