@@ -36,12 +36,19 @@ def test_a_text_is_one_document_and_a_line_of_jsonl_is_one(tmp_path: Path) -> No
         pytest.param("x.jsonl", b'{"prompt": "a"}\n', "'prompt'", id="another key"),
         pytest.param("x.jsonl", b'{"messages": [{"role": "user"}]}\n', "role and content", id="a message without content"),
         pytest.param("x.txt", b"\xff\xfe\x00", "no UTF-8 text", id="binary"),
+        pytest.param("x.txt", b"PAR1\x00\x00", "zero bytes", id="binary that is UTF-8"),
+        pytest.param("x.jsonl", b'{"text": "a\\ud800"}\n', "line 1.*surrogate", id="half a character"),
     ],
 )  # fmt: skip
 def test_what_holds_no_text_is_refused(tmp_path: Path, name: str, data: bytes, words: str) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(DataError, match=words):
         contents(tmp_path / name)
+
+
+def test_line_separators_inside_a_string_do_not_cut_it(tmp_path: Path) -> None:
+    (tmp_path / "x.ndjson").write_text('{"text": "a\u2028b"}\n', encoding="utf-8")
+    assert contents(tmp_path / "x.ndjson") == ["a\u2028b"]
 
 
 def test_a_missing_file_and_an_empty_folder_are_refused(tmp_path: Path) -> None:
@@ -76,7 +83,7 @@ def test_arrays_that_are_no_tokens_are_refused(tmp_path: Path, array: np.ndarray
 
 def test_a_file_that_only_has_the_ending_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(b"nothing of the kind")
-    (tmp_path / "x.npy").write_bytes(b"nothing of the kind")
+    (tmp_path / "x.npy").write_bytes(b"PK\x03\x04 nothing of the kind")
     for name in ("x.safetensors", "x.npy"):
         with pytest.raises(DataError, match=name):
             read_tokens(tmp_path / name)

@@ -10,6 +10,7 @@ tokens.npy, tokens.safetensors   integers, one stream [num_tokens] or samples [n
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from halfbin.errors import DataError, FormatError
 
+LINE_FILES = (".jsonl", ".ndjson", ".json")
 TOKEN_FILES = (".npy", ".safetensors")
 BYTES_MAX = 2 * 2**30  # of one file; calibration reads a few MB
 
@@ -42,8 +44,9 @@ def read_documents(path: Path) -> Iterator[Document]:
     """
     for file in _files(path):
         text = _text(file)
-        if file.suffix == ".jsonl":
-            for number, line in enumerate(text.splitlines(), start=1):
+        if file.suffix in LINE_FILES:
+            # Not splitlines: U+2028 and the like may stand inside a string of JSON.
+            for number, line in enumerate(text.split("\n"), start=1):
                 if line.strip():
                     yield _document(line, f"{file}, line {number}")
         elif text.strip():
@@ -64,11 +67,16 @@ def _text(file: Path) -> str:
     try:
         if file.stat().st_size > BYTES_MAX:
             raise DataError(f"{file} has {file.stat().st_size} bytes; calibration needs a few MB: give a part of it")
-        return file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: is no UTF-8 text (byte {error.start} is {error.object[error.start]:#04x})") from error
+    if "\0" in text:
+        raise DataError(
+            f"{file}: holds zero bytes and is no text; expected text, JSONL, or tokens in .npy or .safetensors"
+        )
+    return text
 
 
 def _document(line: str, where: str) -> Document:
@@ -79,13 +87,24 @@ def _document(line: str, where: str) -> Document:
     if isinstance(value, dict):
         content = value.get("text", value.get("messages"))
         if isinstance(content, str):
+            _require_text(content, where)
             return Document(content)
         if isinstance(content, list) and content and all(map(_is_message, content)):
+            for message in content:
+                _require_text(message["content"], where)
             return Document(content)
     keys = ", ".join(map(repr, list(value)[:5])) if isinstance(value, dict) else type(value).__name__
     raise DataError(
         f'{where}: expected {{"text": "..."}} or {{"messages": [...]}} with role and content, found {keys:.200}'
     )
+
+
+def _require_text(content: str, where: str) -> None:
+    """JSON may spell half a character, which no tokenizer takes."""
+    try:
+        content.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where}: character {error.start} is half of a surrogate pair; mend the file") from error
 
 
 def _is_message(message: object) -> bool:
@@ -121,7 +140,7 @@ def _numpy(path: Path) -> Tensor:
         return torch.from_numpy(array.astype(np.int64))
     except DataError:
         raise
-    except (OSError, ValueError, EOFError, AttributeError, MemoryError) as error:
+    except (OSError, ValueError, EOFError, AttributeError, MemoryError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: no NumPy array that can be read without pickle: {error}") from error
 
 
