@@ -315,3 +315,19 @@ def test_in_such_a_model_sites_that_no_group_divides_stay(tmp_path: Path) -> Non
     report = hb.quantize(source, out, recipe=rules, evaluate=False)
     assert any("stay as they were" in warning for warning in report.warnings)
     assert_computes_the_rounded_model(load_as_a_user_would("mamba", out), source, plan)
+
+
+def test_floats_that_transformers_joins_while_it_loads_stop_the_run_with_their_name(tmp_path: Path) -> None:
+    config = transformers.OlmoHybridConfig(
+        **zoo.SIZES,
+        **zoo.KV,
+        layer_types=["linear_attention", "full_attention"],
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+    )
+    transformers.OlmoHybridForCausalLM(config).save_pretrained(tmp_path / "model")  # three convolutions become one
+    with pytest.raises(hb.HalfbinError, match=r"conv1d.weight stays in floating point.*--format halfbin"):
+        hb.plan(tmp_path / "model", recipe="int8")
+    assert hb.plan(tmp_path / "model", recipe="int8", format="halfbin")

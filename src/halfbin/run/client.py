@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from halfbin.errors import ModelError
-from halfbin.models import check_as_client
+from halfbin.models import check_as_client, targets
 from halfbin.planning import Plan
 from halfbin.planning.plan import without_remainders
 from halfbin.run.execute import write_hollow_result, write_json
@@ -70,11 +70,11 @@ def settle_client(plan: Plan, directory: Path) -> str | None:
         return None
     except ModelError as error:
         if any(s.inputs for s in plan.sites if s.quantized) or not _dequantize_while_loading(directory):
-            raise _hopeless(error) from error
+            raise _hopeless(error, plan) from error
     try:
         check_as_client(plan.skeleton, directory)
     except ModelError as error:
-        raise _hopeless(error) from error
+        raise _hopeless(error, plan) from error
     return (
         "this model's code wants float weights while it is loaded, so config.json tells transformers to dequantize them then: "
         "the file stays small, the model in its memory does not"
@@ -93,8 +93,20 @@ def _dequantize_while_loading(directory: Path) -> bool:
     return True
 
 
-def _hopeless(error: ModelError) -> ModelError:
+def _hopeless(error: ModelError, plan: Plan) -> ModelError:
+    joined = _joined_floats(plan)
+    if joined:
+        return ModelError(
+            f"{error}; {joined[0]} stays in floating point, and transformers joins or splits it while it loads, which it "
+            "cannot do in a compressed-tensors checkpoint: write --format halfbin, which hb.load reads"
+        )
     return ModelError(
         f"{error}; write --format halfbin, which hb.load reads, or use one scheme for the whole model, such as --recipe int8: "
         "where a model's code wants float weights, transformers dequantizes while it loads, and then knows one scheme only"
     )
+
+
+def _joined_floats(plan: Plan) -> list[str]:
+    """Tensors that transformers takes for codes as soon as anything is quantized, since it converts them by their name."""
+    kept = [s.site.tensor for s in plan.sites if not s.quantized and s.site.tensor.endswith(".weight")]
+    return [name for name, target in targets(plan.skeleton, kept).items() if not target.unchanged]
