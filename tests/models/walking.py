@@ -30,8 +30,7 @@ class Walking:
         self.checkpoint = checkpoint
         self.partial = PartialModel(self.skeleton, checkpoint)
         self.blocks: Sequence[Block] = find_blocks(self.partial.model)
-        inside = {self.partial.canonical(p) for block in self.blocks for p in block.parameters}
-        self.partial.load(p for p, _ in self.partial.model.named_parameters() if p not in inside)
+        self.partial.load(self.partial.outside(self.blocks))
 
     def inputs(self, num_batches: int = 2, length: int = 12, size: int = 2) -> list[dict[str, Any]]:
         """Random tokens as the model's arguments."""

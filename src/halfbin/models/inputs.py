@@ -5,7 +5,7 @@ q, k and v multiply one tensor, and so do gate and up: they form a group, and st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -75,10 +75,9 @@ class Inputs(Generic[O]):
         """All groups, in the order in which they were first seen."""
         yield from self._groups
 
-    def reading(self, places: Iterable[Place]) -> list[Group[O]]:
-        """The groups with a product whose weight holds one of `places`."""
-        wanted = list(places)
-        return [g for g in self._groups if any(place.inside(whole) for whole in g.places for place in wanted)]
+    def feeding(self, place: Place) -> Group[O] | None:
+        """The first group with a product whose weight holds `place`; None where there was none."""
+        return next((g for g in self._groups if any(place.inside(whole) for whole in g.places)), None)
 
     def _join(self, place: Place, group: Group[O] | None) -> Group[O]:
         if group is None:

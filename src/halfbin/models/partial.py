@@ -6,7 +6,8 @@ transformers' own loading; what a parameter is called in memory is asked of it t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +19,7 @@ from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
 
 from halfbin.errors import ModelError
+from halfbin.models.blocks import Block
 from halfbin.models.loading import LazyTensor, quietly
 from halfbin.models.skeleton import Skeleton, Target, targets
 
@@ -90,6 +92,21 @@ class PartialModel:
         """Give the memory of parameters back."""
         for name in dict.fromkeys(map(self.canonical, parameters)):
             self._set(name, self._meta[name])
+
+    @contextlib.contextmanager
+    def loaded(self, parameters: Iterable[str]) -> Iterator[None]:
+        """Inside, these parameters are in memory; afterwards they are given back."""
+        names = list(parameters)
+        self.load(names)
+        try:
+            yield
+        finally:
+            self.release(names)
+
+    def outside(self, blocks: Iterable[Block]) -> list[str]:
+        """The parameters that belong to none of `blocks`."""
+        inside = {self.canonical(p) for block in blocks for p in block.parameters}
+        return [name for name, _ in self.model.named_parameters() if name not in inside]
 
     def keep(self, parameter: str) -> None:
         """Remember a parameter as it is now, for when it is loaded again: other blocks share it."""

@@ -52,6 +52,11 @@ class SitePlan:
         return self.quantized and asks
 
     @property
+    def method_without_data(self) -> str:
+        """How codes are chosen where no data reached the site: its own method if that needs none, else round-to-nearest."""
+        return "rtn" if self.method in CALIBRATED else self.method
+
+    @property
     def quantized(self) -> bool:
         """Whether the site's weights are rounded to a scheme."""
         return isinstance(self.weights, Scheme)

@@ -144,13 +144,11 @@ def _layers(skeleton: Skeleton, batches: Sequence[Tensor], on_event: OnEvent | N
     with open_checkpoint(skeleton.path) as checkpoint, torch.no_grad():
         partial = PartialModel(skeleton, checkpoint)
         blocks = find_blocks(partial.model)
-        inside = {partial.canonical(p) for block in blocks for p in block.parameters}
-        partial.load(name for name, _ in partial.model.named_parameters() if name not in inside)
+        partial.load(partial.outside(blocks))
         inputs = model_inputs(partial.model, batches)
         for done, stop in enumerate(walk(partial.model, blocks, inputs, until=Structure(partial.model).head), 1):
-            partial.load(stop.block.parameters)
-            checks += _look(partial, stop)
-            partial.release(stop.block.parameters)
+            with partial.loaded(stop.block.parameters):
+                checks += _look(partial, stop)
             if on_event:
                 on_event(Event("reading", done, max(len(blocks), done), "blocks"))
     return tuple(checks)

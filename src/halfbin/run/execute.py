@@ -20,7 +20,6 @@ from halfbin.formats.checkpoint import Checkpoint, open_checkpoint
 from halfbin.formats.safetensors import SafetensorsWriter, write_hollow
 from halfbin.kernels.errors import ErrorSums
 from halfbin.kernels.threads import in_order
-from halfbin.methods import CALIBRATED
 from halfbin.models import targets
 from halfbin.planning import Plan, SitePlan
 from halfbin.planning.plan import IN_FLIGHT_BYTES, num_bytes
@@ -212,11 +211,7 @@ def write_hollow_result(plan: Plan, directory: Path) -> None:
 
 def data_free(planned: SitePlan) -> Callable[[Tensor, Scheme], QTensor]:
     """How a site is rounded that no data reached: by its own method where that needs none, else to nearest."""
-    return rounding(_method(planned), planned.estimator)
-
-
-def _method(planned: SitePlan) -> str:
-    return "rtn" if planned.method in CALIBRATED else planned.method
+    return rounding(planned.method_without_data, planned.estimator)
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +254,7 @@ class _Worker:
             dtype = specs[name][0]
         else:
             assert isinstance(planned.weights, Scheme)
-            step = row_step(_method(planned), info.shape, planned.weights.granularity)
+            step = row_step(planned.method_without_data, info.shape, planned.weights.granularity)
         row_bytes = info.num_bytes // max(1, info.shape[0]) if info.shape else info.num_bytes
         num_rows = info.shape[0] if info.shape else 1
         for rows in slabs(info.shape, step, info.dtype.itemsize):

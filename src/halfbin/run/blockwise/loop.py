@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -16,7 +16,7 @@ from halfbin.evaluation.layers import TensorError, rounding_sums
 from halfbin.formats.checkpoint import Checkpoint
 from halfbin.kernels.errors import ErrorSums
 from halfbin.models import Structure
-from halfbin.models.blocks import Block, find_blocks
+from halfbin.models.blocks import find_blocks
 from halfbin.models.inputs import Inputs
 from halfbin.models.partial import PartialModel
 from halfbin.models.placement import Places, find_places
@@ -144,10 +144,9 @@ class _Loop:
 
     def run(self, on_step: Callable[[int, int], None] | None) -> Outcome:
         partial, model = self._partial, self._partial.model
-        in_blocks = {partial.canonical(p) for block in self._blocks for p in block.parameters}
-        rest = [name for name, _ in model.named_parameters() if name not in in_blocks]
+        rest = partial.outside(self._blocks)
         partial.load(rest)
-        order = survey(model, self._blocks, self._inputs[0], self._loaded)
+        order = survey(model, self._blocks, self._inputs[0], lambda block: partial.loaded(block.parameters))
         self._calls = Counter(order)
         owners = Counter(
             partial.canonical(p) for block in self._blocks for p in set(map(partial.canonical, block.parameters))
@@ -155,7 +154,7 @@ class _Loop:
         outside = _Rest(self, rest)
         until = None if outside.wants_all else self.structure.head
         for done, stop in enumerate(walk(model, self._blocks, self._inputs, until=until, context=outside.watch), 1):
-            with self._loaded(stop.block):
+            with partial.loaded(stop.block.parameters):
                 if stop.visit == 0:
                     self._block(stop)
                     shared = [p for p in stop.block.parameters if owners[partial.canonical(p)] > 1]
@@ -168,14 +167,6 @@ class _Loop:
         outside.round()
         self._outcome.blocks = list(dict.fromkeys(order))
         return self._outcome
-
-    @contextlib.contextmanager
-    def _loaded(self, block: Block) -> Iterator[None]:
-        self._partial.load(block.parameters)
-        try:
-            yield
-        finally:
-            self._partial.release(block.parameters)
 
     def _hand_on(self, stop: Stop) -> None:
         with torch.no_grad():
@@ -270,7 +261,7 @@ class Part:
         values = {s.site.tensor: self._stored.read(s.site.tensor).clone() for s, _ in self._sites}
         found, factors = {}, Factors()
         for planned, places in self._sites:
-            groups = {place: next(iter(self.inputs.reading([place])), None) for place in places}
+            groups = {place: self.inputs.feeding(place) for place in places}
             found[planned.site.tensor] = round_site(
                 planned, places, self.parameters[places[0].parameter], groups, factors
             )
@@ -281,7 +272,7 @@ class Part:
             for planned, places in learned:
                 name = planned.site.tensor
                 self._put_back(planned, places, codes[name])
-                groups = {place: next(iter(self.inputs.reading([place])), None) for place in places}
+                groups = {place: self.inputs.feeding(place) for place in places}
                 error = output_error(places, values[name], codes[name], groups, transposed=planned.site.transposed)
                 found[name] = replace(found[name], q=codes[name], output_error=error)
         for planned, places in self._sites:
@@ -336,14 +327,14 @@ class Part:
     def _input_quantizer(self, planned: SitePlan, places: Places) -> InputQuantizer | None:
         if planned.inputs is None or not planned.inputs.needs_scale:
             return planned.inputs.quantizer() if planned.inputs else None
-        groups = self.ranges.reading(places)
-        if not groups:
+        group = next(filter(None, map(self.ranges.feeding, places)), None)
+        if group is None:
             raise DataError(
                 f"{planned.site.name}: its inputs are {planned.inputs}, with a scale from calibration, and no calibration "
                 "sample reached it; give it a rule of its own, with dynamic inputs or none"
             )
         grid = planned.inputs.scheme.grid
-        return planned.inputs.calibrated(*groups[0].observer.range(grid, planned.input_estimator))
+        return planned.inputs.calibrated(*group.observer.range(grid, planned.input_estimator))
 
     def _find_pairs(self, stop: Stop) -> list[Pair]:
         """The block's pairs under their full names; found once for blocks that are alike, and proved in each."""

@@ -12,7 +12,7 @@ from halfbin.calibration import InputStatistics
 from halfbin.errors import DataError
 from halfbin.evaluation.layers import TensorError
 from halfbin.kernels.errors import ErrorSums
-from halfbin.methods import CALIBRATED, METHODS, Factor, clipped, factorise, gptq
+from halfbin.methods import METHODS, Factor, clipped, factorise, gptq
 from halfbin.methods.cholesky import DAMPING
 from halfbin.methods.clip import after_correction
 from halfbin.models.inputs import Group
@@ -125,7 +125,7 @@ def _round(
     """Codes of one matrix, and what should be known about them; AutoRound begins at those that are given here."""
     first = planned.method.partition("+")[0]
     first = "rtn" if first == "autoround" else first
-    plain = rounding("rtn" if first in CALIBRATED else first, planned.estimator)
+    plain = rounding(planned.method_without_data, planned.estimator)
     if first in METHODS and planned.estimator != CLIP:
         return plain(weight, scheme), None
     seen = 0 if group is None else group.observer.num_tokens

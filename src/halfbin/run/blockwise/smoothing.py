@@ -80,7 +80,7 @@ class Smoother:
         for consumer in pair.consumers:
             for planned, places in self._sites:
                 for place in places:
-                    group = next(iter(self._inputs.reading([place])), None)
+                    group = self._inputs.feeding(place)
                     if transform not in planned.transforms or not place.inside(consumer.place) or group is None:
                         continue
                     assert isinstance(planned.weights, Scheme)
