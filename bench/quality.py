@@ -9,7 +9,8 @@ story-lm  DIR/story-lm, a Hugging Face directory; calibrated on the first 120,00
 minilm    an encoder; calibrated on the sentences of DIR/sts/sts-test.csv, measured on those of sts-dev.csv: the mean squared
           error of the embeddings, and Spearman's correlation with people's scores.
 
-A method is spelled method[+estimator][+transform...]: rtn, rtn+mse, hqq, gptq, gptq+mse, gptq+mse+awq, autoround. The output
+A method is spelled method[+estimator][+transform...][+correction][+float]: rtn, rtn+mse, hqq, gptq, gptq+mse, gptq+mse+awq,
+autoround, gptq+mse+0.5 (half of what earlier layers lost is made up for), gptq+mse+float (inputs from the float model). The output
 head and embeddings stay. "g32" falls back to one scale a row where the columns do not divide. Each line of --out is one result;
 lines that are there are not measured again. Differences to rtn come with a 95 % interval over windows, in pairs.
 """
@@ -44,6 +45,7 @@ from halfbin.evaluation import (
 )
 from halfbin.formats.checkpoint import open_checkpoint
 from halfbin.formats.read import layout_named
+from halfbin.methods import CALIBRATED
 from halfbin.models import Skeleton, load_weights, open_skeleton
 from halfbin.numerics import ESTIMATORS
 from halfbin.planning import Plan, make_plan, parse_recipe
@@ -124,11 +126,13 @@ def recipe(scheme: str, method: str, remainder: str) -> str:
     parts = method.split("+")
     estimator = next((f'estimator = "{p}"\n' for p in parts if p in RANGES), "")
     transforms = json.dumps([p for p in parts if p in TRANSFORMS])
-    name = "+".join(p for p in parts if p not in (*RANGES, *TRANSFORMS))
+    correction = next((f"correction = {p}\n" for p in parts if p.startswith(("0.", "1."))), "")
+    inputs_from = 'inputs_from = "float"\n' if "float" in parts else ""
+    name = "+".join(p for p in parts if p in ("rtn", "hqq", *CALIBRATED))
     return (
-        f'remainder = "{remainder}"\nlayout = "halfbin"\n'
+        f'remainder = "{remainder}"\nlayout = "halfbin"\n{inputs_from}'
         '[[rule]]\nmatch = "*pooler*"\nweights = "keep"\n[[rule]]\nmatch = "*"\n'
-        f'weights = "{scheme}"\nmethod = "{name}"\ntransforms = {transforms}\n{estimator}'
+        f'weights = "{scheme}"\nmethod = "{name}"\ntransforms = {transforms}\n{estimator}{correction}'
     )
 
 

@@ -29,23 +29,13 @@ from halfbin.run.blockwise.learning import learn_codes, targets_of
 from halfbin.run.blockwise.rounding import Factors, output_error, round_site
 from halfbin.run.blockwise.smoothing import Smoother
 from halfbin.run.blockwise.stored import Stored, cast
+from halfbin.run.blockwise.streams import Streams
 from halfbin.run.memory import give_back
 from halfbin.tensor import InputQuantizer, QTensor, dequantize
 from halfbin.tensor.matrices import matrices
 
 PROBE_TOKENS = 64  # read by the probe: enough that experts are reached and channels are alive
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """How a calibrated run goes about it.
-
-    from_quantized: a block's inputs come from the blocks before it as they were rounded, not from the float ones.
-    seed: of the probe's random factors.
-    """
-
-    from_quantized: bool = True
-    seed: int = 0
+PROBE_SEED = 0  # of its random factors
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,7 +83,6 @@ def quantize_blocks(
     batches: Sequence[Tensor],
     emit: Emit,
     *,
-    settings: Settings | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Outcome:
     """Carry out what a plan wants data for, and everything in the same blocks.
@@ -103,7 +92,6 @@ def quantize_blocks(
       checkpoint: the float weights.
       batches: token ids, int64 [num_samples, length] each.
       emit: given every tensor that was decided, as soon as it is; the others are the caller's.
-      settings: how.
       on_step: called with (blocks done, blocks in all).
 
     Raises:
@@ -114,24 +102,21 @@ def quantize_blocks(
             f"recipe {plan.recipe.name} calibrates on text, and {plan.skeleton.model_class.__name__} does not read any; use a "
             "recipe without data, such as int8"
         )
-    return _Loop(plan, checkpoint, batches, emit, settings or Settings()).run(on_step)
+    return _Loop(plan, checkpoint, batches, emit).run(on_step)
 
 
 class _Loop:
     """One calibrated run."""
 
-    def __init__(
-        self, plan: Plan, checkpoint: Checkpoint, batches: Sequence[Tensor], emit: Emit, settings: Settings
-    ) -> None:
-        self._plan, self._emit, self._settings = plan, emit, settings
+    def __init__(self, plan: Plan, checkpoint: Checkpoint, batches: Sequence[Tensor], emit: Emit) -> None:
+        self._plan, self._emit, self._batches = plan, emit, batches
+        self._from_quantized = plan.recipe.inputs_from == "quantized"
         self._partial = PartialModel(plan.skeleton, checkpoint)
         self._blocks = find_blocks(self._partial.model)
         self.structure = Structure(self._partial.model)
         self._planned = {s.site.tensor: s for s in plan.sites}
         shapes = {name: tuple(checkpoint.info(name).shape) for name in checkpoint.names}
         self._shapes = shapes
-        probe = batches[0][:1, :PROBE_TOKENS]
-        self._inputs = model_inputs(self._partial.model, [probe, *batches])
         self._pairs: dict[tuple[str, ...], list[Pair]] = {}  # by the names in a block: blocks are mostly alike
         self._calls: Counter[str] = Counter()  # how often each block is called
         self._outcome = Outcome()
@@ -146,14 +131,20 @@ class _Loop:
         partial, model = self._partial, self._partial.model
         rest = partial.outside(self._blocks)
         partial.load(rest)
-        order = survey(model, self._blocks, self._inputs[0], lambda block: partial.loaded(block.parameters))
+        probe = self._batches[0][:1, :PROBE_TOKENS]
+        (first,) = model_inputs(model, [probe])
+        order = survey(model, self._blocks, first, lambda block: partial.loaded(block.parameters))
         self._calls = Counter(order)
+        # A block that comes again is rounded then: the stream through it would be float no more.
+        beside = self._plan.needs_float_stream and self._from_quantized and max(self._calls.values(), default=0) == 1
+        self.streams = Streams(self._batches, float_beside=beside)
+        inputs = model_inputs(model, self.streams.of(probe))
         owners = Counter(
             partial.canonical(p) for block in self._blocks for p in set(map(partial.canonical, block.parameters))
         )
         outside = _Rest(self, rest)
         until = None if outside.wants_all else self.structure.head
-        for done, stop in enumerate(walk(model, self._blocks, self._inputs, until=until, context=outside.watch), 1):
+        for done, stop in enumerate(walk(model, self._blocks, inputs, until=until, context=outside.watch), 1):
             with partial.loaded(stop.block.parameters):
                 if stop.visit == 0:
                     self._block(stop)
@@ -174,7 +165,7 @@ class _Loop:
                 call.output = stop.run(call, final=True)
 
     def _block(self, stop: Stop) -> None:
-        rounded = self._settings.from_quantized
+        rounded = self._from_quantized
         with torch.no_grad():
             stop.find_mutation()
             part = Part(self, stop.block.parameters)
@@ -206,9 +197,11 @@ class Part:
             (s, self._places[s.site.tensor]) for s in sites if s.quantized and self._places.get(s.site.tensor)
         ]
         self.wanted = [place for s, places in self._sites for place in places if s.site.role != "embedding"]
-        self.inputs: Inputs[InputStatistics] = Inputs(InputStatistics, self._holds_a_site)
+        self.inputs: Inputs[InputStatistics] = Inputs(InputStatistics, self._holds_a_site, self._take)
+        self._unrounded: dict[Place, Tensor] = {}  # what the products of a call read in the float stream
         self._stored = Stored(partial, self._places, loop._shapes)
         self._changed: set[str] = set()
+        self._corrects = any(s.correction for s, _ in self._sites)
         self._static = [p for s, places in self._sites for p in places if s.inputs is not None and s.inputs.needs_scale]
         self.ranges: Inputs[ActivationHistogram] = Inputs(ActivationHistogram, self._is_static)
         self._rounded: list[tuple[SitePlan, Places, Rounded]] = []
@@ -225,17 +218,32 @@ class Part:
         return bool(self._static)
 
     def observe(self, stop: Stop, *, final: bool) -> None:
-        """Run the block on all samples but the probe's, and see what flows into its sites."""
-        with Watch(self.parameters, self.inputs.see):
-            for call in stop.calls[1:]:
-                self.inputs.begin_call()
+        """Run the block on all samples, and see what flows into its sites; `final`: its outputs are handed on."""
+        for call, unrounded in self._loop.streams.pairs(stop):
+            if unrounded is not None:
+                with Watch(self.parameters, self._remember):
+                    unrounded.output = stop.run(unrounded, final=True)
+            self.inputs.begin_call()
+            with Watch(self.parameters, self.inputs.see):
                 call.output = stop.run(call, final=final)
+            self._unrounded.clear()
+
+    def _remember(self, product: Product) -> None:
+        if self._corrects and self._holds_a_site(product.place):
+            self._unrounded[product.place] = product.x.detach()
+
+    def _take(self, observer: InputStatistics, product: Product) -> None:
+        x, unrounded = product.x, self._unrounded.get(product.place)
+        # Experts are given some of the tokens, which need not be the same ones in both streams.
+        num_tokens = self._loop.streams.num_tokens
+        alike = unrounded is not None and unrounded.shape == x.shape and x.numel() == x.shape[-1] * num_tokens
+        observer.add(x, unrounded if alike else None)
 
     def observe_ranges(self, stop: Stop, *, final: bool) -> None:
         """Run the rounded block on the same samples: its outputs, if they are `final`, and the ranges of static inputs."""
         watch = Watch(self.parameters, self.ranges.see) if self._static else contextlib.nullcontext()
         with watch:
-            for call in stop.calls[1:]:
+            for call, _ in self._loop.streams.pairs(stop):
                 self.ranges.begin_call()
                 output = stop.run(call, final=final)
                 if final:
@@ -303,9 +311,11 @@ class Part:
         prefix = f"{stop.block.name}."
         names = {self._partial.canonical(p): p.removeprefix(prefix) for p in stop.block.parameters}
         chosen = {s.site.tensor for s, _ in learned}
+        pairs = list(self._loop.streams.pairs(stop))
         return learn_codes(
             stop,
-            targets_of(stop.calls[1:]),
+            [call for call, _ in pairs],
+            targets_of([unrounded or call for call, unrounded in pairs]),
             learned,
             self.parameters,
             names,
@@ -342,7 +352,7 @@ class Part:
         relative = {p.removeprefix(prefix): self._partial.canonical(p) for p in stop.block.parameters}
         call = stop.calls[0]
         probe = Probe({r: self.parameters[name] for r, name in relative.items()}, stop.handing_on(call))
-        generator = torch.Generator().manual_seed(self._loop._settings.seed)
+        generator = torch.Generator().manual_seed(PROBE_SEED)
         key = tuple(f"{r} {list(self.parameters[name].shape)}" for r, name in relative.items())
         known = self._loop._pairs.get(key)
         if known is None or not all(probe.holds(pair, generator) for pair in known):
@@ -385,7 +395,7 @@ class _Rest:
 
     def watch(self, batch: int) -> contextlib.AbstractContextManager[object]:
         """Entered in each batch's thread; the first batch is the probe's."""
-        if not self._sites or batch == 0:
+        if not self._sites or not self._part._loop.streams.observed(batch):
             return contextlib.nullcontext()
 
         def see(product: Product) -> None:
