@@ -11,7 +11,7 @@ minilm    an encoder; calibrated on the sentences of DIR/sts/sts-test.csv, measu
 
 A method is spelled method[+estimator][+transform...][+correction][+float]: rtn, rtn+mse, hqq, gptq, gptq+mse, gptq+mse+awq,
 autoround, gptq+mse+0.5 (half of what earlier layers lost is made up for), gptq+mse+float (inputs from the float model). Output
-heads and embeddings stay. "g32" falls back to one scale a row where the columns do not divide. Each line of --out is one result;
+heads and embeddings stay. "g32" falls back to one scale a row where the columns do not divide. A line of --out is one result;
 lines that are there are not measured again. Differences to rtn come with a 95 % interval over windows, in pairs.
 """
 
