@@ -318,10 +318,9 @@ class Part:
                 found[planned.site.tensor] = round_site(
                     planned, places, self.parameters[places[0].parameter], groups, factors
                 )
+                self._put_back(planned, places, found[planned.site.tensor].q)
                 if (planned, places) in learned:
                     seen[planned.site.tensor] = groups
-                else:
-                    self._put_back(planned, places, found[planned.site.tensor].q)
         self._float.clear()
         if stop is not None and learned:
             codes = self._learn(stop, learned, {name: site.q for name, site in found.items()}, values)
