@@ -62,6 +62,7 @@ class Written:
     # Reading, rounding (and packing) and comparing go on in several threads at once, and are the sum of theirs;
     # writing and reading back follow the clock.
     seconds: Mapping[str, float]
+    remarks: tuple[str, ...] = ()  # about the whole model
 
     def transformed(self, name: str) -> bool:
         """Whether a tensor was changed before it was rounded."""
@@ -98,9 +99,11 @@ def execute(
     pieces = _pieces(plan)
     shards = _shards(pieces, shard_bytes)
     worker = _Worker(plan, checkpoint, device)
+    remarks: Sequence[str] = ()
     with _Output(directory, pieces, shards) as output:
         if plan.needs_data:
-            quantize_blocks(plan, checkpoint, batches, lambda r: output.take(r, plan), on_step=on_block)
+            outcome = quantize_blocks(plan, checkpoint, batches, lambda r: output.take(r, plan), on_step=on_block)
+            remarks = outcome.remarks
             output.note_unreached(plan)
         done = sum(checkpoint.info(name).num_bytes for name in output.complete)
         tasks = (task for name in pieces if name not in output.complete for task in worker.tasks(name, pieces[name]))
@@ -116,7 +119,7 @@ def execute(
     with output.laps.lap("reading back"):
         _read_back(directory, output.checksums)
     errors = {name: TensorError.of(sums) for name, sums in output.errors.items()}
-    return Written(errors, tuple(shards), output.decided, output.laps.seconds)
+    return Written(errors, tuple(shards), output.decided, output.laps.seconds, tuple(remarks))
 
 
 class _Output:
