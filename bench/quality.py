@@ -47,7 +47,7 @@ from halfbin.evaluation import (
 from halfbin.formats.checkpoint import open_checkpoint
 from halfbin.formats.read import layout_named
 from halfbin.methods import CALIBRATED
-from halfbin.models import Skeleton, load_weights, open_skeleton
+from halfbin.models import Skeleton, load_weights, open_skeleton, untied
 from halfbin.numerics import ESTIMATORS
 from halfbin.planning import Plan, make_plan, parse_recipe
 from halfbin.planning.recipe import CLIP, TRANSFORMS
@@ -144,7 +144,11 @@ def result(subject: Subject, scheme: str, method: str, num_samples: int, remaind
     text = recipe(scheme, method, remainder)
     if not any("pooler" in name for name, _ in skeleton.model.named_modules()):
         text = text.replace('[[rule]]\nmatch = "*pooler*"\nweights = "keep"\n', "")
+    rotates = "rotate" in method.split("+")
     with open_checkpoint(skeleton.path) as checkpoint, tempfile.TemporaryDirectory() as folder:
+        if rotates:
+            skeleton = untied(skeleton, checkpoint.names)
+            checkpoint.add_copies(skeleton.copies)
         plan = make_plan(
             skeleton, checkpoint, parse_recipe(text, source="bench"), layout_named("halfbin", skeleton.dtype)
         )

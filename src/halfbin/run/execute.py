@@ -111,7 +111,7 @@ def execute(
             output.append(task.name, slab, last=task.last)
             done += task.input_bytes
             if on_step:
-                on_step(done, plan.bytes_before)
+                on_step(min(done, plan.bytes_before), plan.bytes_before)  # copies are read again
     if len(shards) > 1:
         _write_index(directory, shards, pieces)
     _write_config(plan, directory)
@@ -355,6 +355,8 @@ def _write_config(plan: Plan, directory: Path) -> None:
     """The model's own config, with how to read its weights."""
     config: dict[str, Any] = json.loads((plan.directory / "config.json").read_bytes())
     config.pop("quantization_config", None)
+    if plan.skeleton.copies:
+        _untie(config)
     rounded = {s.site.tensor: (s.weights, s.site.shape) for s in plan.sites if isinstance(s.weights, Scheme)}
     inputs = {s.site.tensor: s.inputs for s in plan.sites if s.quantized and s.inputs}
     if rounded and (how := plan.layout.config(rounded, _left_linears(plan), inputs, _renamed_modules(plan))):
@@ -363,6 +365,13 @@ def _write_config(plan: Plan, directory: Path) -> None:
         config["dtype"] = str(plan.recipe.others).removeprefix("torch.")
         config.pop("torch_dtype", None)
     write_json(directory / "config.json", config)
+
+
+def _untie(config: dict[str, Any]) -> None:
+    config["tie_word_embeddings"] = False
+    text = config.get("text_config")
+    if isinstance(text, dict):
+        text["tie_word_embeddings"] = False
 
 
 def _renamed_modules(plan: Plan) -> dict[str, str]:
