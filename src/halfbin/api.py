@@ -55,6 +55,7 @@ def quantize(
     num_samples: int = NUM_SAMPLES,
     sample_length: int | None = None,
     seed: int = 0,
+    untie: bool = False,
     on_event: OnEvent | None = None,
 ) -> Report: ...
 def quantize(
