@@ -216,6 +216,13 @@ def test_an_outlier_that_was_not_foreseen_is_dequantized() -> None:
     assert torch.equal(layer(x), expected)
 
 
+def test_what_the_codes_say_of_kept_columns_is_not_looked_at() -> None:
+    layer, x = with_columns(normal(24, 64, seed=1), 3, 17), planted(40, 64)
+    before = layer(x)
+    layer.codes[:, [3, 17]] = 77
+    assert torch.equal(layer(x), before)
+
+
 def test_kept_columns_are_part_of_the_weight_and_keep_their_type() -> None:
     weight = normal(24, 64, seed=1)
     layer = with_columns(weight, 3, 17)

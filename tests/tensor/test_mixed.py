@@ -130,6 +130,7 @@ VALUES = torch.ones(4, 2)
         pytest.param(ids(2, 1), VALUES, "rising", id="falling"),
         pytest.param(ids(1, 1), VALUES, "none comes twice", id="twice"),
         pytest.param(ids(-1, 1), VALUES, "0 or more", id="negative"),
+        pytest.param(ids(0, 2**31 - 1, -2, 3), torch.ones(4, 4), "rising", id="differences that overflow"),
         pytest.param(ids(1, 2).long(), VALUES, "are int32", id="wide numbers"),
         pytest.param(ids(1, 2, 3), VALUES, "do not fit values", id="count"),
         pytest.param(ids(1, 2), VALUES.double(), "16- or 32-bit floats", id="float64"),

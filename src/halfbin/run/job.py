@@ -36,6 +36,7 @@ from halfbin.run.measure import (
 from halfbin.run.memory import MemoryPeak
 from halfbin.run.output import REPORT_NAME, OutputDirectory
 from halfbin.run.report import Histogram, Report
+from halfbin.tensor.mixed import MixedTensor
 from halfbin.tensor.qtensor import QTensor
 
 
@@ -191,6 +192,6 @@ def _histograms(written: Written, checkpoint: Checkpoint, work: Path) -> dict[st
     with open_quantized(work) as result:
         for name in chosen:
             q = result.read(name)
-            if isinstance(q, QTensor):
+            if isinstance(q, QTensor | MixedTensor):
                 pictures[name] = weight_histogram(checkpoint.read(name), q)
     return pictures

@@ -75,7 +75,7 @@ class FloatColumns:
             raise SchemeError(
                 f"{list(self.ids.shape)} numbers of columns do not fit values {list(self.values.shape)} along axis {self.axis}"
             )
-        if self.ids.dtype != torch.int32 or bool((self.ids.diff() <= 0).any()) or int(self.ids[0]) < 0:
+        if self.ids.dtype != torch.int32 or not bool((self.ids[1:] > self.ids[:-1]).all()) or int(self.ids[0]) < 0:
             raise SchemeError("numbers of columns are int32, 0 or more, rising, and none comes twice")
         if not bool(torch.isfinite(self.values).all()):
             raise DataError(f"columns hold NaN or infinity as {self.values.dtype}")
