@@ -40,7 +40,7 @@ def test_two_streams_are_crossed_from_where_they_part() -> None:
     x = torch.randn(60, 12, generator=generator)
     moved = x + 0.1 * torch.randn(60, 12, generator=generator) * (torch.arange(60) >= 20)[:, None]
     statistics = InputStatistics(12)
-    for part, unrounded in zip(moved.split(20), x.split(20), strict=True):
+    for part, unrounded in zip(torch.split(moved, 20), torch.split(x, 20), strict=True):
         statistics.add(part, unrounded)
     cross = statistics.cross()
     assert cross is not None

@@ -117,7 +117,24 @@ def test_making_up_for_what_earlier_layers_lost_loses_less(name: str, tmp_path: 
     assert errors[1] < errors[0]
 
 
-def test_the_first_block_has_nothing_to_make_up_for(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["autoround", "gptq+autoround"])
+@pytest.mark.parametrize("name", ["llama", "mixtral", "gpt2", "t5", "zamba"])
+def test_learned_codes_lose_less_than_nearest_ones(
+    name: str, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("halfbin.run.blockwise.learning.STEPS", 25)
+    errors = {}
+    for each in ("rtn", method):
+        rules = f'layout = "halfbin"\n[[rule]]\nmatch = "*"\nweights = "int3-g16"\nmethod = "{each}"\n'
+        folder = tmp_path / each
+        folder.mkdir()
+        _, skeleton = written(name, rules, folder, samples(16))
+        expected = outputs(loaded(name), skeleton)
+        errors[each] = float((outputs(load_weights(skeleton, directory=folder), skeleton) - expected).norm())
+    assert errors[method] < errors["rtn"]
+
+
+def test_what_comes_first_has_nothing_to_make_up_for(tmp_path: Path) -> None:
     found = []
     for correction in (0, 1):
         folder = tmp_path / str(correction)
@@ -128,7 +145,7 @@ def test_the_first_block_has_nothing_to_make_up_for(tmp_path: Path) -> None:
             read = {name: checkpoint.read(name) for name in names}
             found.append({name: q.codes for name, q in read.items() if isinstance(q, QTensor)})
     same = {name for name in found[0] if torch.equal(found[0][name], found[1][name])}
-    assert same == {name for name in found[0] if ".layers.0." in name}
+    assert same == {f"model.layers.0.self_attn.{kind}_proj.weight" for kind in "qkv"}
 
 
 def test_inputs_from_the_float_model_do_not_depend_on_earlier_blocks(tmp_path: Path) -> None:

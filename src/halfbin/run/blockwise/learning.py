@@ -36,7 +36,7 @@ def learn_codes(
       calls: of it, to learn from.
       targets: for each call, what the block should give.
       sites: those to learn, and where their matrices lie.
-      parameters: the block's, by full name, with the float values of these sites and the rounded ones of others.
+      parameters: the block's, by full name, rounded; what these sites hold is not used.
       names: from full names to those inside the block.
       start: codes to begin with.
       values: the float weights as they are stored, by their names on disk.

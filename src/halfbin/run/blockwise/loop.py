@@ -17,7 +17,7 @@ from halfbin.formats.checkpoint import Checkpoint
 from halfbin.kernels.errors import ErrorSums
 from halfbin.models import Structure
 from halfbin.models.blocks import find_blocks
-from halfbin.models.inputs import Inputs
+from halfbin.models.inputs import Group, Inputs
 from halfbin.models.partial import PartialModel
 from halfbin.models.placement import Places, find_places
 from halfbin.models.probe import Consumer, Pair, Probe, find_pairs, unseen
@@ -26,8 +26,9 @@ from halfbin.models.walk import Stop, survey, walk
 from halfbin.planning import Plan, SitePlan
 from halfbin.run.blockwise.feeding import model_inputs
 from halfbin.run.blockwise.learning import learn_codes, targets_of
-from halfbin.run.blockwise.rounding import Factors, output_error, round_site
+from halfbin.run.blockwise.rounding import Factors, SiteCodes, output_error, round_site
 from halfbin.run.blockwise.smoothing import Smoother
+from halfbin.run.blockwise.stages import Countdown, Order, Site, glance, read_by
 from halfbin.run.blockwise.stored import Stored, cast
 from halfbin.run.blockwise.streams import Streams
 from halfbin.run.memory import give_back
@@ -169,6 +170,8 @@ class _Loop:
         with torch.no_grad():
             stop.find_mutation()
             part = Part(self, stop.block.parameters)
+            if self.streams.float_beside and part.corrects:
+                part.take_in_stages(stop)
             part.observe(stop, final=not rounded)
             give_back()
             part.transform(stop)
@@ -196,18 +199,22 @@ class Part:
         self._sites: list[tuple[SitePlan, Places]] = [
             (s, self._places[s.site.tensor]) for s in sites if s.quantized and self._places.get(s.site.tensor)
         ]
-        self.wanted = [place for s, places in self._sites for place in places if s.site.role != "embedding"]
+        self._wanted = read_by(self._sites)
         self.inputs: Inputs[InputStatistics] = Inputs(InputStatistics, self._holds_a_site, self._take)
         self._unrounded: dict[Place, Tensor] = {}  # what the products of a call read in the float stream
         self._stored = Stored(partial, self._places, loop._shapes)
         self._changed: set[str] = set()
-        self._corrects = any(s.correction for s, _ in self._sites)
+        self.corrects = any(s.correction for s, _ in self._sites)
+        self._order: Order | None = None  # of products; only where sites are taken in stages
+        self._float: dict[str, Tensor] = {}  # there, the parameters with sites as they were before
+        self._stages: list[list[Site]] = [self._sites]
+        self._transforms = list(dict.fromkeys(t for s, _ in self._sites for t in s.transforms))
         self._static = [p for s, places in self._sites for p in places if s.inputs is not None and s.inputs.needs_scale]
         self.ranges: Inputs[ActivationHistogram] = Inputs(ActivationHistogram, self._is_static)
         self._rounded: list[tuple[SitePlan, Places, Rounded]] = []
 
     def _holds_a_site(self, place: Place) -> bool:
-        return any(wanted.inside(place) for wanted in self.wanted)
+        return any(wanted.inside(place) for wanted in self._wanted)
 
     def _is_static(self, place: Place) -> bool:
         return any(wanted.inside(place) for wanted in self._static)
@@ -217,20 +224,50 @@ class Part:
         """Whether scales of inputs are to be chosen."""
         return bool(self._static)
 
+    def take_in_stages(self, stop: Stop) -> None:
+        """From now on observe the input of each site when all sites that come before it are rounded."""
+        self._order = Order.of(lambda: stop.run(stop.calls[0]), self.parameters)
+        self._stages = self._order.stages(self._sites)
+
     def observe(self, stop: Stop, *, final: bool) -> None:
         """Run the block on all samples, and see what flows into its sites; `final`: its outputs are handed on."""
-        for call, unrounded in self._loop.streams.pairs(stop):
-            if unrounded is not None:
-                with Watch(self.parameters, self._remember):
-                    unrounded.output = stop.run(unrounded, final=True)
-            self.inputs.begin_call()
-            with Watch(self.parameters, self.inputs.see):
+        if self._order is not None and not self._transforms:
+            self._observe_stage(stop, 0)
+            return
+        with Watch(self.parameters, self.inputs.see):
+            for call, _ in self._loop.streams.pairs(stop):
+                self.inputs.begin_call()
                 call.output = stop.run(call, final=final)
+        if self._order is None:
+            for _, unrounded in self._loop.streams.pairs(stop):
+                if unrounded is not None:
+                    unrounded.output = stop.run(unrounded, final=True)
+
+    def _observe_stage(self, stop: Stop, number: int) -> None:
+        """See what flows into the sites of a stage in both streams; with the last stage the float one is handed on."""
+        assert self._order is not None
+        self._wanted = read_by(self._stages[number])
+        self.inputs = Inputs(InputStatistics, self._holds_a_site, self._take)
+        as_they_were = {self._inner(stop)[name]: value for name, value in self._float.items()}
+        last = number == len(self._stages) - 1
+        for call, unrounded in self._loop.streams.pairs(stop):
+            assert unrounded is not None
+            countdown = None if last else Countdown(self._order, self._wanted)
+            with glance({**self.parameters, **self._float}, self._remember, countdown):
+                unrounded.output = stop.run_with(unrounded, as_they_were, final=last)
+            self.inputs.begin_call()
+            with glance(self.parameters, self.inputs.see, Countdown(self._order, self._wanted)):
+                stop.run(call)
             self._unrounded.clear()
 
     def _remember(self, product: Product) -> None:
-        if self._corrects and self._holds_a_site(product.place):
+        if self._holds_a_site(product.place):
             self._unrounded[product.place] = product.x.detach()
+
+    def _inner(self, stop: Stop) -> dict[str, str]:
+        """From the names of the block's parameters to those inside the block."""
+        prefix = f"{stop.block.name}."
+        return {self._partial.canonical(p): p.removeprefix(prefix) for p in stop.block.parameters}
 
     def _take(self, observer: InputStatistics, product: Product) -> None:
         x, unrounded = product.x, self._unrounded.get(product.place)
@@ -251,7 +288,7 @@ class Part:
 
     def transform(self, stop: Stop) -> None:
         """Apply the transforms that the sites ask for."""
-        wanted = list(dict.fromkeys(t for s, _ in self._sites for t in s.transforms))
+        wanted = self._transforms
         # A block that comes again gets other inputs then, and the proof has seen the first ones only.
         if not wanted or self._loop._calls[stop.block.name] > 1:
             return
@@ -267,21 +304,30 @@ class Part:
         """Choose codes for every site, and put the rounded weights back; those that are learned last, with the block `stop`."""
         learned = [(s, places) for s, places in self._sites if stop is not None and "autoround" in s.method]
         values = {s.site.tensor: self._stored.read(s.site.tensor).clone() for s, _ in self._sites}
-        found, factors = {}, Factors()
-        for planned, places in self._sites:
-            groups = {place: self.inputs.feeding(place) for place in places}
-            found[planned.site.tensor] = round_site(
-                planned, places, self.parameters[places[0].parameter], groups, factors
-            )
-            if (planned, places) not in learned:
+        found: dict[str, SiteCodes] = {}
+        seen: dict[str, Mapping[Place, Group[InputStatistics] | None]] = {}
+        if self._order is not None:
+            held = {place.parameter for _, places in self._sites for place in places}
+            self._float = {name: self.parameters[name].detach().clone() for name in held}
+        for number, stage in enumerate(self._stages):
+            if stop is not None and self._order is not None and (number or self._transforms):
+                self._observe_stage(stop, number)
+            factors = Factors()
+            for planned, places in stage:
+                groups = {place: self.inputs.feeding(place) for place in places}
+                found[planned.site.tensor] = round_site(
+                    planned, places, self.parameters[places[0].parameter], groups, factors
+                )
                 self._put_back(planned, places, found[planned.site.tensor].q)
+                if (planned, places) in learned:
+                    seen[planned.site.tensor] = groups
+        self._float.clear()
         if stop is not None and learned:
             codes = self._learn(stop, learned, {name: site.q for name, site in found.items()}, values)
             for planned, places in learned:
                 name = planned.site.tensor
                 self._put_back(planned, places, codes[name])
-                groups = {place: self.inputs.feeding(place) for place in places}
-                error = output_error(places, values[name], codes[name], groups, transposed=planned.site.transposed)
+                error = output_error(places, values[name], codes[name], seen[name], transposed=planned.site.transposed)
                 found[name] = replace(found[name], q=codes[name], output_error=error)
         for planned, places in self._sites:
             name = planned.site.tensor
@@ -308,8 +354,6 @@ class Part:
         start: Mapping[str, QTensor],
         values: Mapping[str, Tensor],
     ) -> dict[str, QTensor]:
-        prefix = f"{stop.block.name}."
-        names = {self._partial.canonical(p): p.removeprefix(prefix) for p in stop.block.parameters}
         chosen = {s.site.tensor for s, _ in learned}
         pairs = list(self._loop.streams.pairs(stop))
         return learn_codes(
@@ -318,7 +362,7 @@ class Part:
             targets_of([unrounded or call for call, unrounded in pairs]),
             learned,
             self.parameters,
-            names,
+            self._inner(stop),
             {name: q for name, q in start.items() if name in chosen},
             values,
         )
