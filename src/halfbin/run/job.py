@@ -150,7 +150,7 @@ def _carry_out(job: Job, plan: Plan, checkpoint: Checkpoint, work: Path, *, text
         histograms = _histograms(written, checkpoint, work)
     return Finished(
         model=str(job.model),
-        plan=plan,
+        plan=plan.with_columns(written.columns),
         num_parameters=checkpoint.num_parameters,
         written=written,
         measured=measured,
