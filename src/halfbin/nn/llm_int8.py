@@ -5,7 +5,7 @@
       + x[:, O] @ w_hat[:, O]^T  + bias         other columns O in which any |x| of the batch is `threshold` or more, in float32
 
 A column that is left out is a column of zeros to the first product, which changes none of its sums and no longer sets scales.
-C is known beforehand: the input features that reached the threshold on calibration data. What such a feature is multiplied by
+C is known beforehand: the input features that were outliers on calibration data. What such a feature is multiplied by
 is often tiny, for its size is made up for in the weight; a row's step rounds it away. O is found as inputs come, as in the
 paper; of those columns only the codes are there, and they are dequantized, as bitsandbytes does with all.
 

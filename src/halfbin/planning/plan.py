@@ -45,7 +45,7 @@ class SitePlan:
     inputs: InputScheme | None = None
     input_estimator: str = "minmax"
     correction: float = 0.0
-    # |x| on calibration data from which on an input feature's column of weights stays in 16 bits; None: all are rounded
+    # |x| on calibration data from which on an input feature is an outlier, whose column stays in 16 bits; None: all are rounded
     columns_from: float | None = None
     columns: ColumnSpec | None = None  # those that data chose; None: none, or nobody has looked yet
 

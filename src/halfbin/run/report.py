@@ -220,7 +220,7 @@ class Report:
             return ""
         kept = [site for site in asked if site.float_columns]
         if not kept:
-            return "none: no input reached the threshold on the calibration data"
+            return "none: no feature was an outlier on the calibration data"
         return f"{sum(site.float_columns or 0 for site in kept):,}, in {len(kept)} of {count(len(asked), 'site')}"
 
     @property

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from halfbin.calibration import InputStatistics
+from halfbin.calibration import InputStatistics, outlier_features
 from halfbin.errors import DataError
 from halfbin.evaluation.layers import TensorError
 from halfbin.kernels.errors import ErrorSums
@@ -134,10 +134,10 @@ def output_error(
 
 
 def _outliers(planned: SitePlan, group: Group[InputStatistics] | None) -> Tensor:
-    """The input features that reached the site's threshold on the samples: int64 [k], rising."""
+    """The input features that were outliers on the samples, where their columns are to be kept: int64 [k], rising."""
     if planned.columns_from is None or group is None:
         return torch.zeros(0, dtype=torch.int64)
-    return torch.nonzero(group.observer.channels.absmax >= planned.columns_from)[:, 0].cpu()
+    return outlier_features(group.observer, planned.columns_from)
 
 
 def _corrected(planned: SitePlan, weight: Tensor, group: Group[InputStatistics] | None) -> Tensor:
