@@ -53,7 +53,7 @@ def _totals(plan: Mapping[str, Any]) -> Table:
     table.add_row("model", plain(plan["model"], "bold") + plain(f"   {plan['recipe']}, {plan['layout']}", "dim"))
     table.add_row("sites", f"{count(len(quantized), 'site')} of {len(plan['sites'])} would be quantized")
     table.add_row("size", f"{size(before)} → {size(after)}, {ratio(before, after)} smaller")
-    more = plan["output_bytes_at_most"] - after
+    more = plan.get("output_bytes_at_most", after) - after
     if more:
         table.add_row("", f"and {size(more // 100)} for each percent of the columns that data keep in 16 bits")
     table.add_row(
