@@ -66,7 +66,7 @@ CASTS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _CAST_NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}  # what others call them
 LAYOUTS = ("compressed-tensors", "halfbin", "safetensors")
 RECIPE_BYTES_MAX = 2**20
-TRANSFORMS = ("awq", "smoothquant")
+TRANSFORMS = ("rotate", "awq", "smoothquant")
 CLIP = "clip"  # ranges searched for the least error of the layer's outputs, which needs data
 STREAMS = ("quantized", "float")
 RULE_KEYS = ("match", "weights", "method", "estimator", "transforms", "inputs", "input_estimator", "correction")
@@ -111,6 +111,7 @@ class Recipe:
     layout: str = "compressed-tensors"
     others: torch.dtype | None = None
     inputs_from: str = "quantized"
+    untie: bool = False
     description: str = ""
 
     def rule_for(self, site: Site) -> Rule | None:
@@ -165,7 +166,7 @@ def parse_recipe(text: str, *, source: str) -> Recipe:
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"recipe {source}: not valid TOML: {error}") from error
     where = f"recipe {source}"
-    _known_keys(raw, ("name", "description", "remainder", "layout", "others", "inputs_from", "rule"), where)
+    _known_keys(raw, ("name", "description", "remainder", "layout", "others", "inputs_from", "untie", "rule"), where)
     rules = raw.get("rule")
     if not isinstance(rules, list) or not rules:
         raise RecipeError(f"recipe {source}: no [[rule]]; a recipe needs at least one, with match and weights")
@@ -183,6 +184,7 @@ def parse_recipe(text: str, *, source: str) -> Recipe:
         layout=_choice(raw, "layout", LAYOUTS, "compressed-tensors", where),
         others=CASTS.get(_choice(raw, "others", ("keep", *CASTS), "keep", where)),
         inputs_from=inputs_from,
+        untie=_flag(raw, "untie", where),
         description=_text(raw, "description", "", where),
     )
 
@@ -260,6 +262,13 @@ def _weights(text: str, where: str) -> Weights:
         near = difflib.get_close_matches(text, ["keep", *CASTS, *_CAST_NAMES], n=1)
         hint = f"; for a cast write {_CAST_NAMES.get(near[0], near[0])!r}" if near else ""
         raise RecipeError(f"{where}: weights = {text!r}: {error}{hint}") from error
+
+
+def _flag(raw: Mapping[str, Any], key: str, where: str) -> bool:
+    value = raw.get(key, False)
+    if not isinstance(value, bool):
+        raise RecipeError(f"{where}: {key} = {value!r} must be true or false")
+    return value
 
 
 def _share(raw: Mapping[str, Any], key: str, where: str) -> float:

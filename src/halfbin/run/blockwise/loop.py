@@ -6,6 +6,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from halfbin.planning import Plan, SitePlan
 from halfbin.run.blockwise.feeding import model_inputs
 from halfbin.run.blockwise.learning import learn_codes, targets_of
 from halfbin.run.blockwise.ranges import input_quantizer
+from halfbin.run.blockwise.rotating import Rotating, Rotations
 from halfbin.run.blockwise.rounding import Factors, SiteCodes, output_error, round_site
 from halfbin.run.blockwise.smoothing import Smoother
 from halfbin.run.blockwise.stages import Countdown, Order, Site, glance, read_by
@@ -70,10 +72,12 @@ class Outcome:
 
     blocks: names of the blocks in the order in which they were called.
     pairs:  how many pairs of producer and consumers were used.
+    remarks: what a user should know about the whole model.
     """
 
     blocks: list[str] = field(default_factory=list)
     pairs: int = 0
+    remarks: list[str] = field(default_factory=list)
 
 
 Emit = Callable[[Rounded], None]
@@ -123,6 +127,7 @@ class _Loop:
         self._calls: Counter[str] = Counter()  # how often each block is called
         self._outcome = Outcome()
         self._emitted: set[str] = set()
+        self.rotations = Rotations()
 
     def emit(self, rounded: Rounded) -> None:
         """Hand a tensor over; it is not looked at again, though other blocks may share it."""
@@ -144,6 +149,8 @@ class _Loop:
         owners = Counter(
             partial.canonical(p) for block in self._blocks for p in set(map(partial.canonical, block.parameters))
         )
+        if any("rotate" in s.transforms for s in self._plan.sites if s.quantized):
+            self._rotate(order, owners, first)
         outside = _Rest(self, rest)
         until = None if outside.wants_all else self.structure.head
         for done, stop in enumerate(walk(model, self._blocks, inputs, until=until, context=outside.watch), 1):
@@ -160,6 +167,54 @@ class _Loop:
         outside.round()
         self._outcome.blocks = list(dict.fromkeys(order))
         return self._outcome
+
+    def _rotate(self, order: Sequence[str], owners: Mapping[str, int], inputs: Mapping[str, Any]) -> None:
+        """Let every parameter be turned when it is loaded, where a rotation is proved; those outside the blocks now."""
+        partial, rest = self._partial, self._partial.outside(self._blocks)
+        if len(set(order)) < len(order) or any(n > 1 for n in owners.values()):
+            self._outcome.remarks.append("nothing was rotated: the model calls blocks twice, or they share weights")
+            return
+        called = [block for block in self._blocks if block.name in set(order)]
+        rotating = Rotating(
+            partial,
+            called,
+            inputs,
+            lambda stop: Part(self, stop.block.parameters).find_pairs(stop),
+            lambda names: Part(self, names).writable,
+            seed=PROBE_SEED,
+        )
+        self.rotations = rotating.find()
+        self._outcome.remarks += self.rotations.remarks
+        partial.on_load = self._turn
+        partial.release(rest)
+        partial.load(rest)
+
+    def _turn(self, names: set[str]) -> None:
+        for part in self.rotations.parts.values():
+            if part.parameters & names:
+                part.apply(self._partial.get)
+                for name in part.parameters:
+                    self.round_as_stored(name)
+
+    def round_as_stored(self, parameter: str) -> None:
+        """Take the values that a parameter will have in the type it is stored in, if it is not rounded to codes."""
+        dtype = self.stored_dtype(parameter)
+        if dtype is not None:
+            values = self._partial.get(parameter).detach()
+            values.copy_(values.to(dtype))
+
+    def stored_dtype(self, parameter: str) -> torch.dtype | None:
+        """The type that a parameter will be stored in; None where it is rounded to codes."""
+        return next((self.dtype_on_disk(name) for name in self._partial.on_disk([parameter])), None)
+
+    def dtype_on_disk(self, name: str) -> torch.dtype | None:
+        """The same for a tensor by its name on disk."""
+        planned = self._planned.get(name)
+        if planned is None:
+            return self._plan.others[name][0]
+        if planned.quantized:
+            return None
+        return planned.weights if isinstance(planned.weights, torch.dtype) else planned.site.dtype
 
     def _hand_on(self, stop: Stop) -> None:
         with torch.no_grad():
@@ -204,12 +259,12 @@ class Part:
         self.inputs: Inputs[InputStatistics] = Inputs(InputStatistics, self._holds_a_site, self._take)
         self._unrounded: dict[Place, Tensor] = {}  # what the products of a call read in the float stream
         self._stored = Stored(partial, self._places, loop._shapes)
-        self._changed: set[str] = set()
+        self._changed = loop.rotations.parameters & set(self.names)
         self.corrects = any(s.correction for s, _ in self._sites)
         self._order: Order | None = None  # of products; only where sites are taken in stages
         self._float: dict[str, Tensor] = {}  # there, the parameters with sites as they were before
         self._stages: list[list[Site]] = [self._sites]
-        self._transforms = list(dict.fromkeys(t for s, _ in self._sites for t in s.transforms))
+        self._transforms = list(dict.fromkeys(t for s, _ in self._sites for t in s.transforms if t != "rotate"))
         self._static = [p for s, places in self._sites for p in places if s.inputs is not None and s.inputs.needs_scale]
         self.ranges: Inputs[ActivationHistogram] = Inputs(ActivationHistogram, self._is_static)
         self._rounded: list[tuple[SitePlan, Places, Rounded]] = []
@@ -293,12 +348,12 @@ class Part:
         # A block that comes again gets other inputs then, and the proof has seen the first ones only.
         if not wanted or self._loop._calls[stop.block.name] > 1:
             return
-        pairs = [p for p in self._find_pairs(stop) if self._may_change(p)]
-        smoother = Smoother(self._partial, self.inputs, self._sites, self._stored_dtype)
+        pairs = [p for p in self.find_pairs(stop) if self._may_change(p)]
+        smoother = Smoother(self._partial, self.inputs, self._sites, self._loop.stored_dtype)
         for transform in wanted:
             for pair in pairs:
                 smoother.apply(pair, transform)
-        self._changed = smoother.changed
+        self._changed |= smoother.changed
         self._loop._outcome.pairs += len(pairs)
 
     def round(self, stop: Stop | None = None) -> None:
@@ -376,11 +431,11 @@ class Part:
         for name in self._on_disk:
             parameter_name = self._partial.canonical(self._partial.targets[name].parameter)
             if name not in self._loop._emitted and parameter_name in self._changed:
-                dtype = self._dtype_on_disk(name)
+                dtype = self._loop.dtype_on_disk(name)
                 assert dtype is not None
                 self._loop.emit(Rounded(name, values=cast(self._stored.read(name), dtype), transformed=True))
 
-    def _find_pairs(self, stop: Stop) -> list[Pair]:
+    def find_pairs(self, stop: Stop) -> list[Pair]:
         """The block's pairs under their full names; found once for blocks that are alike, and proved in each."""
         prefix = f"{stop.block.name}."
         relative = {p.removeprefix(prefix): self._partial.canonical(p) for p in stop.block.parameters}
@@ -399,18 +454,11 @@ class Part:
     def _may_change(self, pair: Pair) -> bool:
         names = {*pair.producer.parameters, *(c.place.parameter for c in pair.consumers)}
         owners = [b for b in self._loop._blocks if names & set(map(self._partial.canonical, b.parameters))]
-        return len(owners) == 1 and all(name in self.parameters and self._stored.writable(name) for name in names)
+        return len(owners) == 1 and all(name in self.parameters and self.writable(name) for name in names)
 
-    def _stored_dtype(self, parameter: str) -> torch.dtype | None:
-        return next((self._dtype_on_disk(name) for name in self._stored.names(parameter)), None)
-
-    def _dtype_on_disk(self, name: str) -> torch.dtype | None:
-        planned = self._loop._planned.get(name)
-        if planned is None:
-            return self._loop._plan.others[name][0]
-        if planned.quantized:
-            return None
-        return planned.weights if isinstance(planned.weights, torch.dtype) else planned.site.dtype
+    def writable(self, parameter: str) -> bool:
+        """Whether a parameter can be stored after a change."""
+        return self._stored.writable(parameter)
 
 
 class _Rest:
@@ -418,8 +466,11 @@ class _Rest:
 
     def __init__(self, loop: _Loop, names: Sequence[str]) -> None:
         self._part = Part(loop, names)
+        turned = loop.rotations.parameters
         self._sites = [s for s, _ in self._part._sites if s.needs_data]
-        self._part._sites = [(s, places) for s, places in self._part._sites if s.needs_data]
+        self._part._sites = [
+            (s, places) for s, places in self._part._sites if s.needs_data or places[0].parameter in turned
+        ]
         self._batch = 0
 
     @property
