@@ -1,10 +1,12 @@
 """Models with outlier channels, planted without changing the function: what breaks, and what repairs it.
 
     python bench/outliers.py [--model demo | DIR] [--factor 64] [--channels 3] [--max-tokens 8192] [--text FILE]
+                              [--context TOKENS] [--json]
 
 A few entries of each norm's weight are multiplied by a power of two, and the matching columns of every linear that reads it
 divided by it: exact in any float type. The loss of each recipe is its mean KL to the float model, on the model as it is and on
-the planted one. Which linears read a norm is found by the probe, as in a run.
+the planted one. Which linears read a norm is found by the probe, as in a run. Last comes what LLM.int8() has over w8a8 per
+token: the difference of their KL with a 95 % interval over windows, in pairs.
 """
 
 from __future__ import annotations
@@ -15,13 +17,15 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from halfbin import demo
-from halfbin.evaluation import compare
+from halfbin.evaluation import compare, paired_difference
 from halfbin.formats.checkpoint import open_checkpoint
 from halfbin.formats.read import layout_named
 from halfbin.models import Skeleton, load_weights, open_skeleton
@@ -37,13 +41,13 @@ from halfbin.run.measure import evaluation_text, windows_of
 RULE = 'layout = "halfbin"\nremainder = "row"\n[[rule]]\nmatch = "*"\n'
 RECIPES = {
     "w8a8 per tensor, static": 'weights = "int8-channel"\ninputs = "int8-tensor"\n',
-    "  after SmoothQuant": 'weights = "int8-channel"\ninputs = "int8-tensor"\ntransforms = ["smoothquant"]\n',
+    "w8a8 per tensor, SmoothQuant": 'weights = "int8-channel"\ninputs = "int8-tensor"\ntransforms = ["smoothquant"]\n',
     "w8a8 per token": 'weights = "int8-channel"\ninputs = "int8-token"\n',
-    "  after SmoothQuant ": 'weights = "int8-channel"\ninputs = "int8-token"\ntransforms = ["smoothquant"]\n',
+    "w8a8 per token, SmoothQuant": 'weights = "int8-channel"\ninputs = "int8-token"\ntransforms = ["smoothquant"]\n',
     "LLM.int8()": 'weights = "int8-channel"\ninputs = "int8-token-outliers6"\n',
     "int4-g128": 'weights = "int4-g128"\n',
-    "  after AWQ": 'weights = "int4-g128"\ntransforms = ["awq"]\n',
-    "  GPTQ": 'weights = "int4-g128"\nmethod = "gptq"\nestimator = "mse"\n',
+    "int4-g128, AWQ": 'weights = "int4-g128"\ntransforms = ["awq"]\n',
+    "int4-g128, GPTQ": 'weights = "int4-g128"\nmethod = "gptq"\nestimator = "mse"\n',
 }
 
 
@@ -84,18 +88,37 @@ def plant_block(
                 consumer.place.view(parameters[consumer.place.parameter]).div_(by_input(t, consumer.channels))
 
 
-def losses(skeleton: Skeleton, text: Path | None, max_tokens: int) -> Iterator[tuple[str, float, float]]:
-    """Of each recipe: its name, mean KL and perplexity."""
-    windows = windows_of(skeleton, evaluation_text(text, max_tokens))
+@dataclass(frozen=True)
+class Loss:
+    """What a recipe lost: mean KL, KL of each window, perplexity before and after, columns kept in 16 bits, bits per weight."""
+
+    kl: float
+    by_window: Tensor
+    float_perplexity: float
+    perplexity: float
+    columns: int
+    bits: float
+
+
+def losses(skeleton: Skeleton, text: Path | None, max_tokens: int, context: int | None) -> Iterator[tuple[str, Loss]]:
+    """Of each recipe: its name and what it lost."""
+    windows = windows_of(skeleton, evaluation_text(text, max_tokens), context=context)
     original = load_weights(skeleton)
     samples = samples_for(skeleton, Calibration(num_samples=32, length=256))
     for name, rule in RECIPES.items():
         recipe = parse_recipe(RULE + rule, source=name)
         with open_checkpoint(skeleton.path) as checkpoint, tempfile.TemporaryDirectory() as folder:
             plan = make_plan(skeleton, checkpoint, recipe, layout_named("halfbin", skeleton.dtype))
-            execute(plan, checkpoint, Path(folder), batches=samples.batches(TOKENS_AT_ONCE))
+            written = execute(plan, checkpoint, Path(folder), batches=samples.batches(TOKENS_AT_ONCE))
             found = compare(original, load_weights(skeleton, directory=Path(folder)), windows)
-        yield name, found.kl.mean, found.after.value
+        assert found.by_window is not None
+        rounded = [s for s in plan.with_columns(written.columns).sites if s.quantized]
+        bits = 8 * sum(s.bytes_after for s in rounded) / sum(s.site.num_weights for s in rounded)
+        columns = sum(s.columns.count for s in rounded if s.columns is not None)
+        yield (
+            name,
+            Loss(found.kl.mean, found.by_window.kl, found.before.value, found.after.value, columns, bits),
+        )
 
 
 def main() -> None:
@@ -105,6 +128,7 @@ def main() -> None:
     parser.add_argument("--channels", type=int, default=3)
     parser.add_argument("--max-tokens", type=int, default=8192)
     parser.add_argument("--text", type=Path)
+    parser.add_argument("--context", type=int, help="tokens of a window")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     directory = demo.model_path() if options.model == "demo" else Path(options.model)
@@ -112,18 +136,30 @@ def main() -> None:
         planted = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "planted"
         plant(directory, planted, factor=options.factor, channels=options.channels)
         both = [open_skeleton(directory), open_skeleton(planted)]
-        windows = windows_of(both[0], evaluation_text(options.text, 2048))
+        windows = windows_of(both[0], evaluation_text(options.text, 2048), context=options.context)
         same = compare(load_weights(both[0]), load_weights(both[1]), windows)
         print(f"planting moved the float model by a mean KL of {same.kl.mean:.1e} nats", flush=True)
-        print(f"{'recipe':28}{'KL as it is':>14}{'KL planted':>14}{'ratio':>9}{'perplexity planted':>20}")
-        results = {}
-        for (name, before, _), (_, after, perplexity) in zip(
-            *(losses(s, options.text, options.max_tokens) for s in both), strict=True
-        ):
-            results[name.strip()] = {"kl": before, "kl_planted": after, "perplexity_planted": perplexity}
-            print(f"{name:28}{before:14.5f}{after:14.5f}{after / before:9.2f}{perplexity:20.3f}", flush=True)
+        print(f"{'':30}{'KL':>10}{'planted':>10}{'ratio':>8}{'perplexity':>12}{'columns':>9}{'bits':>7}{'planted':>14}")
+        results: dict[str, list[Loss]] = {}
+        measured = (losses(s, options.text, options.max_tokens, options.context) for s in both)
+        for (name, before), (_, after) in zip(*measured, strict=True):
+            results[name] = [before, after]
+            print(
+                f"{name:30}{before.kl:10.5f}{after.kl:10.5f}{after.kl / before.kl:8.2f}"
+                f"{before.perplexity / before.float_perplexity - 1:+12.3%}{before.columns:9}{before.bits:7.3f}"
+                f"{after.columns:7}{after.bits:7.3f}",
+                flush=True,
+            )
+    for i, where in enumerate(("as it is", "planted")):
+        ours, theirs = results["LLM.int8()"][i], results["w8a8 per token"][i]
+        gap = paired_difference(ours.by_window, theirs.by_window)
+        print(f"LLM.int8() - w8a8 per token, {where}: KL {gap.mean:+.2e} [{gap.low:+.2e}, {gap.high:+.2e}]")
     if options.json:
-        print(json.dumps(results, indent=1))
+        told = {
+            name: [vars(loss) | {"by_window": loss.by_window.tolist()} for loss in pair]
+            for name, pair in results.items()
+        }
+        print(json.dumps(told, indent=1))
 
 
 if __name__ == "__main__":

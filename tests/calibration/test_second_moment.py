@@ -104,3 +104,9 @@ def test_squares_beyond_float32_are_refused_before_anything_is_added() -> None:
 def test_what_is_no_product_of_a_sample_is_refused(product: Tensor, words: str) -> None:
     with pytest.raises(DataError, match=words):
         SecondMoment(8).add_product(product, 1)
+
+
+@pytest.mark.parametrize("features", [1, 7, 8, 37])
+def test_the_diagonal_is_that_of_the_matrix(features: int) -> None:
+    moment = observed(samples(features=features))
+    assert torch.equal(moment.diagonal(), moment.matrix().diagonal())

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from cli import fake_api
 from cli.conftest import Invoke
+from halfbin.cli.plan_table import plan_table
 from halfbin.run.report import Report
 
 
@@ -87,6 +90,23 @@ def test_a_plan_collapses_layers_and_writes_nothing(invoke: Invoke) -> None:
     assert "model.layers.*.mlp.up_proj" in rows[1] and "×32" in rows[1] and "262 kB" in rows[1]
     assert "64 sites of 65 would be quantized" in result.stdout
     assert "nothing was written" in result.stdout
+
+
+@pytest.mark.parametrize(("more", "told"), [(0, False), (250_000, True)], ids=["none", "some"])
+def test_a_plan_tells_what_columns_in_16_bits_may_add(more: int, told: bool) -> None:
+    plan = {
+        "model": "m",
+        "recipe": "llm-int8",
+        "layout": "halfbin",
+        "input_bytes": 2_000_000,
+        "output_bytes": 1_000_000,
+        "output_bytes_at_most": 1_000_000 + more,
+        "peak_memory_bytes": 1,
+        "sites": [],
+    }
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(plan_table(plan))
+    assert ("2.50 kB for each percent of the columns that data keep" in console.export_text()) is told
 
 
 def test_inspect_shows_codes_and_totals(invoke: Invoke) -> None:

@@ -172,7 +172,7 @@ def entry(**changes: object) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        pytest.param(config_with(version=3), "newer halfbin", id="unknown version"),
+        pytest.param(config_with(version=4), "newer halfbin", id="unknown version"),
         pytest.param(config_with(version=True), "version", id="version that is no number"),
         pytest.param({"quant_method": "halfbin"}, "version", id="no version"),
         pytest.param(config_with(tensors=[1]), "must map", id="tensors as a list"),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from halfbin.errors import FormatError
 from halfbin.formats import COMPRESSED_TENSORS, HALFBIN, WeightLayout
 from halfbin.formats.layout import PartInfo
-from halfbin.tensor import parse_inputs, parse_scheme, quantize
+from halfbin.tensor import parse_inputs, parse_scheme, quantize, take_columns
 
 NAME = "a.weight"
 WORDS = [
@@ -45,6 +45,7 @@ def paths(value: object, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 @pytest.mark.parametrize(
     ("layout", "spelling", "inputs"),
     [
+        pytest.param(HALFBIN, "int8-channel", "int8-token-outliers6", id="halfbin with columns"),
         pytest.param(HALFBIN, "int4-g8", "int8-tensor-asym", id="halfbin with inputs"),
         pytest.param(COMPRESSED_TENSORS, "int8-channel", "int8-tensor-asym", id="int8 with inputs"),
         pytest.param(HALFBIN, "int4-g8-asym", "", id="halfbin"),
@@ -62,6 +63,10 @@ def test_a_changed_config_is_read_or_refused(
     how = parse_inputs(inputs).calibrated(-1.0, 1.0) if inputs else None
     parts = layout.encode(NAME, q, how)
     config: Any = copy.deepcopy(layout.config({NAME: (q.scheme, q.shape)}, [], {NAME: how.inputs} if how else None))
+    if how is not None and how.inputs.outliers is not None:
+        _, columns = take_columns(torch.ones(16, 32), torch.tensor([2, 7]), torch.bfloat16)
+        parts |= HALFBIN.column_codec(NAME, q.shape, columns.spec).encode(columns)
+        config = HALFBIN.with_columns(config, {NAME: columns.spec})
     for path in data.draw(st.lists(st.sampled_from(paths(config)), min_size=1, max_size=2)):
         table = config
         try:
@@ -73,7 +78,9 @@ def test_a_changed_config_is_read_or_refused(
     infos: dict[str, PartInfo] = dict(parts.items())
     try:
         for name, stored in layout.schemes(config, infos, parts.__getitem__).items():
-            stored.codec.decode(name, stored.scheme, stored.shape, parts.__getitem__)
+            q = stored.codec.decode(name, stored.scheme, stored.shape, parts.__getitem__)
+            if stored.columns:
+                stored.columns.decode(q, parts.__getitem__)
             if stored.inputs:
                 stored.inputs.decode(parts.__getitem__)
     except FormatError:

@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from halfbin.errors import DataError, SchemeError
 from halfbin.nn import LLMInt8Linear, QuantInputLinear, QuantLinear, Simulation, llm_int8, quantize_inputs
-from halfbin.tensor import parse_inputs, parse_scheme, quantize
+from halfbin.tensor import MixedTensor, parse_inputs, parse_scheme, quantize, take_columns
 
 INT8 = parse_scheme("int8-channel")
 
@@ -139,6 +139,14 @@ def test_a_quantized_linear_lends_its_codes(x: Tensor) -> None:
     assert model[0] is layer
     with pytest.raises(SchemeError, match="give its codes, or start from the float model"):
         llm_int8(model, {"0": parse_scheme("int4-channel")})
+
+
+def test_columns_in_floating_point_are_taken_along(model: Model, x: Tensor) -> None:
+    rest, columns = take_columns(model.up.weight.detach(), torch.tensor([3, 5]), torch.float32)
+    q, old = quantize(rest, INT8), model.up
+    with llm_int8(model, {"up": MixedTensor(q, columns)}):
+        assert torch.equal(model.up(x), LLMInt8Linear(q, old.bias, columns=columns)(x))
+        assert not torch.equal(model.up(x), LLMInt8Linear(q, old.bias)(x))
 
 
 def test_what_is_no_linear_is_not_replaced(model: Model) -> None:

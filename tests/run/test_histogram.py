@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from halfbin.run.histogram import finite_levels, weight_histogram
+from halfbin.tensor.mixed import MixedTensor, take_columns
 from halfbin.tensor.qtensor import quantize
 from halfbin.tensor.scheme import parse_scheme
 
@@ -36,3 +37,13 @@ def test_what_was_clipped_counts_at_the_end() -> None:
 
 def test_minus_zero_and_zero_are_one_level() -> None:
     assert finite_levels(parse_scheme("mxfp4").format) == [-6, -4, -3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3, 4, 6]
+
+
+def test_columns_in_floating_point_are_not_counted() -> None:
+    weight = torch.randn(8, 32, generator=torch.Generator().manual_seed(1))
+    rest, columns = take_columns(weight, torch.tensor([1, 5, 9]), torch.float32)
+    scheme = parse_scheme("int8-channel")
+    histogram = weight_histogram(weight, MixedTensor(quantize(rest, scheme), columns))
+    kept = [i for i in range(32) if i not in (1, 5, 9)]
+    assert histogram.counts == weight_histogram(weight[:, kept], quantize(weight[:, kept], scheme)).counts
+    assert sum(histogram.counts) == 8 * 29

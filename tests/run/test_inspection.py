@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from halfbin.run.inspection import Inspection, code_use, inspect_tensor
+from halfbin.tensor.mixed import MixedTensor, take_columns
 from halfbin.tensor.qtensor import QTensor, quantize
 from halfbin.tensor.scheme import parse_scheme
 
@@ -51,3 +52,14 @@ def test_bits_per_weight_are_over_quantized_tensors_and_over_everything() -> Non
     document = json.loads(json.dumps(inspection.to_json(), allow_nan=False))
     assert document["tensors"][0]["codes"]["unused"] == 15  # only the code of 1.0 is taken
     assert document["tensors"][1]["dtype"] == "bfloat16" and document["tensors"][1]["codes"] is None
+
+
+def test_columns_in_floating_point_are_told_and_are_no_codes() -> None:
+    weight = torch.randn(4, 32, generator=torch.Generator().manual_seed(3)).to(torch.bfloat16)
+    rest, columns = take_columns(weight, torch.tensor([1, 5, 9]), torch.bfloat16)
+    found = inspect_tensor("w", 200, lambda: MixedTensor(quantize(rest, parse_scheme("int8-channel")), columns))
+    assert found.weights == "int8-channel + 3 bfloat16"
+    assert found.codes is not None and sum(found.codes.counts) == 4 * 29
+    document = found.to_json()
+    assert (document["scheme"], document["float_columns"], document["column_dtype"]) == ("int8-channel", 3, "bfloat16")
+    assert inspect_tensor("w", 1, lambda: quantize(rest, parse_scheme("int8-channel"))).weights == "int8-channel"

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from halfbin.errors import DataError, SchemeError
-from halfbin.tensor import InputScheme, dequantize, outlier_columns, parse_inputs, parse_scheme, quantize
+from halfbin.tensor import (
+    InputQuantizer,
+    InputScheme,
+    dequantize,
+    outlier_columns,
+    parse_inputs,
+    parse_scheme,
+    quantize,
+)
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -191,3 +199,25 @@ def test_impossible_schemes_are_refused_at_birth() -> None:
         InputScheme(scheme=parse_scheme("int8-g32"), dynamic=True)
     with pytest.raises(SchemeError, match="cannot be static"):
         InputScheme(scheme=parse_scheme("int8-token"), dynamic=False)
+
+
+def test_named_columns_stay_whatever_they_hold() -> None:
+    x = normal(6, 16)
+    x[2, 5] = 50.0
+    quantizer = parse_inputs("int8-token-outliers6").quantizer().keeping(torch.tensor([1, 5, 9], dtype=torch.int32))
+    rest = x.clone()
+    rest[:, [1, 5, 9]] = 0
+    expected = parse_inputs("int8-token").quantizer().fake_quantize(rest)
+    expected[:, [1, 5, 9]] = x[:, [1, 5, 9]]
+    assert torch.equal(quantizer.fake_quantize(x), expected)
+    assert not torch.equal(parse_inputs("int8-token-outliers6").quantizer().fake_quantize(x), expected)
+
+
+def test_columns_are_named_only_where_outliers_are_left_out() -> None:
+    columns = torch.tensor([1], dtype=torch.int32)
+    plain = parse_inputs("int8-token").quantizer()
+    assert plain.keeping(columns) is plain
+    with pytest.raises(SchemeError, match="int8-token leaves no columns out"):
+        InputQuantizer(parse_inputs("int8-token"), columns=columns)
+    with pytest.raises(SchemeError, match="there is no input feature 16, there are 16"):
+        parse_inputs("int8-token-outliers6").quantizer().keeping(torch.tensor([16])).fake_quantize(normal(2, 16))

@@ -11,6 +11,7 @@ from halfbin.calibration.channel_statistics import ChannelStatistics
 from halfbin.calibration.cross_moment import CrossMoment, cross_product
 from halfbin.calibration.histogram_ranges import Histogram, range_of
 from halfbin.calibration.input_statistics import InputStatistics
+from halfbin.calibration.outlier_features import outlier_features
 from halfbin.calibration.second_moment import SecondMoment, upper_product
 from halfbin.calibration.token_maxima import TokenMaxima
 
@@ -23,6 +24,7 @@ __all__ = [
     "SecondMoment",
     "TokenMaxima",
     "cross_product",
+    "outlier_features",
     "range_of",
     "upper_product",
 ]

@@ -57,6 +57,10 @@ class InputStatistics:
         """X^T X, float64 [in_features, in_features]."""
         return self._moment.matrix()
 
+    def squares(self) -> Tensor:
+        """The sum of x^2 of each feature, float64 [in_features]."""
+        return self._moment.diagonal()
+
     def cross(self) -> Tensor | None:
         """X_float^T X, float64 [in_features, in_features]; None where no input has moved from what it was in float."""
         return None if self._cross is None else self._cross.matrix()

@@ -95,6 +95,10 @@ class SecondMoment:
         for strip, rows in zip(self._strips, _strips(self.num_features), strict=True):
             strip.div_(scale[rows, None]).div_(scale[rows.start :])
 
+    def diagonal(self) -> Tensor:
+        """sum x^2 of each feature, float64 [num_features]."""
+        return torch.cat([strip[:, : len(strip)].diagonal() for strip in self._strips])
+
     def matrix(self) -> Tensor:
         """sum x x^T, float64 [num_features, num_features], symmetric to the bit."""
         n = self.num_features

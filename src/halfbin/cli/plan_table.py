@@ -53,6 +53,9 @@ def _totals(plan: Mapping[str, Any]) -> Table:
     table.add_row("model", plain(plan["model"], "bold") + plain(f"   {plan['recipe']}, {plan['layout']}", "dim"))
     table.add_row("sites", f"{count(len(quantized), 'site')} of {len(plan['sites'])} would be quantized")
     table.add_row("size", f"{size(before)} → {size(after)}, {ratio(before, after)} smaller")
+    more = plan.get("output_bytes_at_most", after) - after
+    if more:
+        table.add_row("", f"and {size(more // 100)} for each percent of the columns that data keep in 16 bits")
     table.add_row(
         "memory", f"{size(plan['peak_memory_bytes'])} besides the program itself; measuring quality takes more"
     )

@@ -99,6 +99,8 @@ def _facts(report: Report) -> Table:
     table = facts()
     kept = f", {len(report.left_alone)} left in floating point" if report.left_alone else ""
     table.add_row("sites", f"{len(report.quantized)} quantized{kept}")
+    if report.float_columns:
+        table.add_row("16-bit columns", report.float_columns)
     stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in report.timings.items())
     table.add_row("time", plain(f"{duration(report.seconds)} ({stages})" if stages else duration(None)))
     table.add_row("peak memory", size(report.peak_memory_bytes))

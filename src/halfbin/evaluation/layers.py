@@ -22,6 +22,7 @@ from halfbin.evaluation.logits import BATCH_TOKENS, evaluating
 from halfbin.evaluation.perplexity import OnStep
 from halfbin.evaluation.windows import Windows
 from halfbin.kernels.errors import ErrorSums
+from halfbin.tensor.mixed import MixedTensor
 from halfbin.tensor.qtensor import QTensor, dequantize
 from halfbin.tensor.rowwise import rowwise
 
@@ -63,13 +64,15 @@ def weight_error(weight: Tensor, w_hat: Tensor) -> TensorError:
     return TensorError.of(_sums(weight, w_hat))
 
 
-def rounding_sums(weight: Tensor, q: QTensor) -> ErrorSums:
+def rounding_sums(weight: Tensor, q: QTensor | MixedTensor) -> ErrorSums:
     """The sums behind the `weight_error` of what `q` stands for in float32; those of a weight's parts may be added.
 
     Args:
       weight: float, of the shape of `q`; on the CPU.
       q: what it was rounded to.
     """
+    if isinstance(q, MixedTensor):
+        return _sums(weight, dequantize(q))
     rows = rowwise(weight, q.scheme)
     return _sums(weight, dequantize(q)) if isinstance(rows, str) else rows.error_sums(q.codes, q.scale, q.zero_point)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from halfbin.formats.checkpoint import Checkpoint, open_checkpoint
+from halfbin.formats.columns import ColumnCodec
 from halfbin.formats.compressed_tensors import COMPRESSED_TENSORS, CompressedTensorsLayout
 from halfbin.formats.compressed_tensors_client import ClientQuantizer
 from halfbin.formats.halfbin import HALFBIN, HalfbinLayout
 from halfbin.formats.inputs import InputCodec
-from halfbin.formats.layout import Infos, PartInfo, Parts, Read, Shape, Stored, WeightCodec, WeightLayout
+from halfbin.formats.layout import HoldsColumns, Infos, PartInfo, Parts, Read, Shape, Stored, WeightCodec, WeightLayout
 from halfbin.formats.plain import PlainLayout
 from halfbin.formats.read import QuantizedCheckpoint, layout_named, open_quantized
 from halfbin.formats.safetensors import SafetensorsFile, SafetensorsWriter, TensorInfo
@@ -18,8 +19,10 @@ __all__ = [
     "HALFBIN",
     "Checkpoint",
     "ClientQuantizer",
+    "ColumnCodec",
     "CompressedTensorsLayout",
     "HalfbinLayout",
+    "HoldsColumns",
     "Infos",
     "InputCodec",
     "PartInfo",

@@ -1,4 +1,4 @@
-"""The layout "halfbin", versions 1 and 2: safetensors files that hold every scheme without loss.
+"""The layout "halfbin", versions 1 to 3: safetensors files that hold every scheme without loss.
 
 A quantized tensor X (any name, 1 dimension or more) becomes
 
@@ -12,13 +12,18 @@ A quantized tensor X (any name, 1 dimension or more) becomes
     X.zero_point   asymmetric schemes only: uint8, zero points counted from qmin, packed as codes are, by rows of X.scale
     X.input_scale       where the inputs of X's layer are quantized with a static scale: [1], stored as X.scale is
     X.input_zero_point  likewise, of asymmetric inputs: int32 [1]
+    X.column_ids        where some columns of X, a matrix, stay in floating point: int32 [k], their numbers, rising
+    X.columns           likewise: f16, bf16 or f32, those columns [out, k]; [k, out] where X is stored [in, out]. They are the
+                        values of X there: what the codes say of them is not looked at, and is written as zero
 
 and config.json says
 
     "quantization_config": {"quant_method": "halfbin", "version": 1, "tensors": {X: {"scheme": "nf4-g64", "shape": [..]}}}
 
-An entry whose layer's inputs are quantized has "inputs": "int8-token" too, as `parse_inputs` reads it. That is version 2; it is
-written only where there are such inputs, so that readers of version 1 read all they can.
+An entry whose layer's inputs are quantized has "inputs": "int8-token" too, as `parse_inputs` reads it. That is version 2. One
+with columns in floating point has "columns": {"count": 3, "dtype": "bfloat16", "axis": 1}, and inputs that leave outliers out
+always leave these columns out. That is version 3. The lowest version that says all is written, so that older readers read all
+they can, and refuse the rest by its version.
 
 Whatever changes these bytes raises the version.
 """
@@ -42,13 +47,24 @@ from halfbin.formats.checks import (
     stored_scale_dtype,
 )
 from halfbin.formats.codes import counted_from_zero, lowest_code
+from halfbin.formats.columns import ColumnCodec, columns_entry, read_columns
 from halfbin.formats.inputs import InputCodec
 from halfbin.formats.layout import Infos, Parts, Read, Shape, Stored
 from halfbin.numerics import Format
 from halfbin.packing.bits import pack, packed_size, unpack
-from halfbin.tensor import InputQuantizer, InputScheme, QTensor, Scheme, parse_inputs, parse_scheme, scale_shape
+from halfbin.tensor import (
+    ColumnSpec,
+    InputQuantizer,
+    InputScheme,
+    QTensor,
+    Scheme,
+    parse_inputs,
+    parse_scheme,
+    scale_shape,
+)
 
-VERSIONS = (1, 2)
+NEEDED = {"scheme", "shape"}
+ENTRY_KEYS = {1: NEEDED, 2: {*NEEDED, "inputs"}, 3: {*NEEDED, "inputs", "columns"}}  # of each version
 PLACE_HOLDER = (torch.uint8, (0,))
 LARGEST_SIZE = 2**48  # of a dimension: beyond any file, and its products stay cheap
 MOST_DIMENSIONS = 16
@@ -125,10 +141,20 @@ class HalfbinLayout:
             entries[name]["inputs"] = str(how)
         return {"quant_method": self.name, "version": 2 if inputs else 1, "tensors": entries}
 
+    def column_codec(self, name: str, shape: Shape, spec: ColumnSpec) -> ColumnCodec:
+        """Two parts more."""
+        return ColumnCodec(name, shape, spec)
+
+    def with_columns(self, config: Mapping[str, object], columns: Mapping[str, ColumnSpec]) -> dict[str, object]:
+        """The configuration as version 3, with the columns of each tensor that has some."""
+        entries = config["tensors"]
+        assert isinstance(entries, dict)
+        added = {name: {**entries[name], "columns": columns_entry(spec)} for name, spec in columns.items()}
+        return {**config, "version": 3, "tensors": {**entries, **added}}
+
     def schemes(self, config: Mapping[str, object], infos: Infos, read: Read) -> dict[str, Stored]:
         """The tensors that the configuration lists; each must be there in full, and none may be there unlisted."""
-        entries = _entries(config)
-        keys = {"scheme", "shape"} if config.get("version") == 1 else {"scheme", "shape", "inputs"}
+        entries, keys = _entries(config)
         found = {}
         for name, entry in entries.items():
             scheme, shape, inputs = _entry(name, entry, keys)
@@ -137,7 +163,13 @@ class HalfbinLayout:
             require_parts(infos, self.tensors(name, shape, scheme, inputs))
             if scheme.symmetric and f"{name}.zero_point" in infos:
                 raise FormatError(f"tensor {name + '.zero_point'!r} is there, but {scheme} has no zero point")
-            found[name] = Stored(scheme, shape, self, inputs=None if inputs is None else _input_codec(name, inputs))
+            found[name] = Stored(
+                scheme,
+                shape,
+                self,
+                inputs=None if inputs is None else _input_codec(name, inputs),
+                columns=_stored_columns(name, entry, shape, infos),
+            )
         _require_listed(infos, entries)
         return found
 
@@ -161,21 +193,33 @@ def _unpacked(name: str, shape: Shape, fmt: Format, parts: Parts, read: Read) ->
     return counted_from_zero(codes, fmt)
 
 
-def _entries(config: Mapping[str, object]) -> dict[str, object]:
+def _stored_columns(name: str, entry: object, shape: Shape, infos: Infos) -> ColumnCodec | None:
+    """The codec of the columns that an entry speaks of; all of it must be there, and nothing that it does not speak of."""
+    if isinstance(entry, dict) and "columns" in entry:
+        codec = read_columns(name, entry["columns"], shape)
+        require_parts(infos, codec.parts())
+        return codec
+    if f"{name}.column_ids" in infos:
+        raise FormatError(f"tensor {name + '.column_ids'!r} is there, but config.json speaks of no columns of {name!r}")
+    return None
+
+
+def _entries(config: Mapping[str, object]) -> tuple[dict[str, object], set[str]]:
+    """The table of tensors, and the keys that an entry may have in this version."""
     version = config.get("version")
-    if type(version) is not int or version not in VERSIONS:
+    if type(version) is not int or version not in ENTRY_KEYS:
         raise FormatError(
-            f"config.json has version {version!r} of the halfbin layout, and halfbin {__version__} reads versions "
-            f"1 and 2: install a newer halfbin, or quantize the original model again"
+            f"config.json has version {version!r:.80} of the halfbin layout, and halfbin {__version__} reads versions "
+            f"1 to {max(ENTRY_KEYS)}: install a newer halfbin, or quantize the original model again"
         )
     entries = config.get("tensors")
     if not isinstance(entries, dict):
         raise FormatError("config.json: quantization_config.tensors must map tensor names to scheme and shape")
-    return entries
+    return entries, ENTRY_KEYS[version]
 
 
 def _entry(name: str, entry: object, keys: set[str]) -> tuple[Scheme, Shape, InputScheme | None]:
-    if not isinstance(entry, dict) or not {"scheme", "shape"} <= set(entry) <= keys or not _are_text(entry):
+    if not isinstance(entry, dict) or not NEEDED <= set(entry) <= keys or not _are_text(entry):
         raise FormatError(
             f"config.json: the entry of tensor {name!r} must hold a scheme and a shape, got {_short(entry)}"
         )

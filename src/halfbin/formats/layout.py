@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from halfbin.tensor import InputQuantizer, InputScheme, QTensor, Scheme
+from halfbin.tensor import ColumnSpec, InputQuantizer, InputScheme, QTensor, Scheme
 
 if TYPE_CHECKING:
+    from halfbin.formats.columns import ColumnCodec
     from halfbin.formats.inputs import InputCodec
 
 Shape: TypeAlias = tuple[int, ...]
@@ -81,6 +82,7 @@ class Stored:
     hidden: tuple[str, ...] = ()  # stored beside it and no weight of the model: scales of activations and the like
     inputs: InputCodec | None = None  # how its layer's inputs are quantized; None: they are not
     unclear_inputs: str = ""  # why `inputs` cannot be told, where the configuration says more than we read
+    columns: ColumnCodec | None = None  # of its columns in floating point; None: all are codes
 
 
 class WeightLayout(WeightCodec, Protocol):
@@ -146,4 +148,17 @@ class WeightLayout(WeightCodec, Protocol):
         Raises:
           FormatError: the configuration and the tensors do not fit each other, or are not known.
         """
+        ...
+
+
+@runtime_checkable
+class HoldsColumns(Protocol):
+    """A layout that can keep some columns of a weight in floating point beside its codes."""
+
+    def column_codec(self, name: str, shape: Shape, spec: ColumnSpec) -> ColumnCodec:
+        """How they are stored; their parts come on top of those of the codes."""
+        ...
+
+    def with_columns(self, config: Mapping[str, object], columns: Mapping[str, ColumnSpec]) -> dict[str, object]:
+        """The `quantization_config` once more, with what it must say of such columns: one entry or more, by tensor."""
         ...

@@ -16,7 +16,7 @@ from halfbin.formats.halfbin import HALFBIN
 from halfbin.formats.layout import Infos, Shape, Stored, WeightLayout
 from halfbin.formats.plain import PlainLayout
 from halfbin.formats.strict_json import read_json_object
-from halfbin.tensor import InputQuantizer, InputScheme, QTensor, Scheme, dequantize
+from halfbin.tensor import ColumnSpec, InputQuantizer, InputScheme, MixedTensor, QTensor, Scheme, dequantize
 
 QUANTIZED_LAYOUTS: dict[str, WeightLayout] = {layout.name: layout for layout in (COMPRESSED_TENSORS, HALFBIN)}
 
@@ -56,6 +56,7 @@ class QuantizedCheckpoint:
             name: (
                 *stored.codec.tensors(name, stored.shape, stored.scheme),
                 *(stored.inputs.parts() if stored.inputs else ()),
+                *(stored.columns.parts() if stored.columns else ()),
             )
             for name, stored in self._stored.items()
         }
@@ -90,16 +91,23 @@ class QuantizedCheckpoint:
         return stored.inputs.inputs if stored is not None and stored.inputs else None
 
     def input_quantizer(self, name: str) -> InputQuantizer | None:
-        """What quantizes them, with the scale that a static one needs.
+        """What quantizes them, with the scale that a static one needs, and the features that it always leaves out.
 
         Raises:
-          FormatError: as `inputs`, or the scale is not what it must be.
+          FormatError: as `inputs`, or the scale or the numbers of columns are not what they must be.
         """
         if self.inputs(name) is None:
             return None
-        codec = self._stored[name].inputs
-        assert codec is not None
-        return codec.decode(self._checkpoint.read)
+        stored = self._stored[name]
+        assert stored.inputs is not None
+        quantizer = stored.inputs.decode(self._checkpoint.read)
+        return quantizer if stored.columns is None else quantizer.keeping(stored.columns.ids(self._checkpoint.read))
+
+    def columns(self, name: str) -> ColumnSpec | None:
+        """How many of a weight's columns are kept in floating point beside its codes; None: none are."""
+        self._require(name)
+        stored = self._stored.get(name)
+        return stored.columns.spec if stored is not None and stored.columns else None
 
     def shape(self, name: str) -> Shape:
         """The original tensor's shape."""
@@ -107,12 +115,12 @@ class QuantizedCheckpoint:
         return self._stored[name].shape if name in self._stored else tuple(self._checkpoint.info(name).shape)
 
     def bytes_of(self, name: str) -> int:
-        """Bytes of everything stored for the original tensor: codes, scales, zero points."""
+        """Bytes of everything stored for the original tensor: codes, scales, zero points, columns in floating point."""
         self._require(name)
         return sum(self._checkpoint.info(part).num_bytes for part in self._parts.get(name, (name,)))
 
-    def read(self, name: str) -> QTensor | Tensor:
-        """One tensor: codes and scales where it is quantized, its values where it is not.
+    def read(self, name: str) -> QTensor | MixedTensor | Tensor:
+        """One tensor: codes and scales where it is quantized, with what columns are in floating point; else its values.
 
         Raises:
           FormatError: what is stored is not what it claims to be; names the tensor and the checkpoint.
@@ -122,7 +130,8 @@ class QuantizedCheckpoint:
             return self._checkpoint.read(name)
         stored = self._stored[name]
         try:
-            return stored.codec.decode(name, stored.scheme, stored.shape, self._checkpoint.read)
+            q = stored.codec.decode(name, stored.scheme, stored.shape, self._checkpoint.read)
+            return q if stored.columns is None else stored.columns.decode(q, self._checkpoint.read)
         except FormatError as error:
             error.add_note(f"while reading {name!r} ({stored.scheme}) from {self.path}")
             raise
@@ -130,7 +139,7 @@ class QuantizedCheckpoint:
     def read_values(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
         """One tensor's real values in `dtype`, dequantized where it is quantized; integer tensors keep their type."""
         tensor = self.read(name)
-        if isinstance(tensor, QTensor):
+        if isinstance(tensor, QTensor | MixedTensor):
             return dequantize(tensor, dtype)
         return tensor.to(dtype) if tensor.dtype.is_floating_point else tensor
 

@@ -1,20 +1,24 @@
 """LLM.int8(): a linear layer whose inputs are INT8 but for the few columns that hold outliers.
 
-    y = s_w . (s_x . (x_int8 @ w_int8^T))         columns without an outlier: one scale a token, one a weight row, INT32 sums
-      + x[:, O] @ w_hat[:, O]^T  + bias           columns O in which any |x| of the batch is `threshold` or more, in float32
+    y = s_w . (s_x . (x_int8 @ w_int8^T))       columns without an outlier: one scale a token, one a weight row, INT32 sums
+      + x[:, C] @ w[:, C]^T                     columns C that the weight keeps in 16 bits, in float32
+      + x[:, O] @ w_hat[:, O]^T  + bias         other columns O in which any |x| of the batch is `threshold` or more, in float32
 
 A column that is left out is a column of zeros to the first product, which changes none of its sums and no longer sets scales.
+C is known beforehand: the input features that were outliers on calibration data. What such a feature is multiplied by
+is often tiny, for its size is made up for in the weight; a row's step rounds it away. O is found as inputs come, as in the
+paper; of those columns only the codes are there, and they are dequantized, as bitsandbytes does with all.
 
 Source: Dettmers et al. 2022, https://arxiv.org/abs/2208.07339, section 3: vector-wise quantization (3.1) and the
-mixed-precision decomposition (3.2, equation 8). We depart in two things. The paper keeps 16-bit weights beside the INT8 ones
-for the outlier columns; we keep nothing beside the codes and dequantize those columns, as bitsandbytes does, so that an
-outlier meets a weight that is rounded to a step of its row. And the paper's 16-bit product and sum are float32 here, rounded
-to x's type once.
+mixed-precision decomposition (3.2, equation 8). We depart in two things. The paper keeps a 16-bit weight beside the INT8 one
+whole, to find any column there; we keep the columns C alone, and the INT8 rows do without them, so that their scales are
+finer. And the paper's 16-bit product and sum are float32 here, rounded to x's type once.
 """
 
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +27,8 @@ from halfbin.errors import SchemeError
 from halfbin.nn.module import QuantModule
 from halfbin.nn.quant_inputs import finished, refuses_integers
 from halfbin.tensor import (
+    FloatColumns,
+    MixedTensor,
     PerChannel,
     PerToken,
     QTensor,
@@ -43,22 +49,37 @@ class LLMInt8Linear(QuantModule):
 
     Attributes:
       threshold: |x| from which on a column is an outlier; infinity: none ever is, which is plain w8a8 per token; 0: all are.
+
+    Buffers of its state_dict beside `codes` and `scale`: `column_ids` and `column_values`, where columns are kept in 16 bits.
     """
 
     bias: nn.Parameter | None
+    column_ids: Tensor | None
+    column_values: Tensor | None
+    uncast: ClassVar[tuple[str, ...]] = ("scale", "column_values")
 
     def __init__(
         self,
         q: QTensor,
         bias: nn.Parameter | None = None,
         *,
+        columns: FloatColumns | None = None,
         threshold: float = THRESHOLD,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """Make one of integer codes [out_features, in_features], one scale a row, and a float bias; neither is copied.
+        """Make one of integer codes [out_features, in_features], one scale a row, and a float bias; nothing is copied.
+
+        Args:
+          q: the codes; those of `columns` are not looked at.
+          bias: float [out_features].
+          columns: of the weight, in floating point: their inputs always go through the float product. None: every column is
+            INT8, and outliers' are dequantized.
+          threshold: see above.
+          dtype: the type that the weight is read as.
 
         Raises:
-          SchemeError: other codes, other granularity, more columns than INT32 sums can hold, or a negative threshold.
+          SchemeError: other codes, other granularity, more columns than INT32 sums can hold, a negative threshold, or columns
+            that are none of this weight.
         """
         super().__init__(q, dtype)
         self.out_features, self.in_features = q.shape
@@ -68,8 +89,27 @@ class LLMInt8Linear(QuantModule):
             raise SchemeError(f"LLM.int8() multiplies integers, and {reason}: use int8-channel weights")
         if math.isnan(threshold) or threshold < 0:
             raise SchemeError(f"threshold={threshold} must be 0 or more; 6.0 is the usual one")
+        if columns is not None:
+            MixedTensor(q, columns)  # refuses columns of another weight
+            if columns.axis != 1:
+                raise SchemeError("columns are those of a weight [in_features, out_features]; here it is [out, in]")
         self.threshold = threshold
         self.register_parameter("bias", bias)
+        self.register_buffer("column_ids", None if columns is None else columns.ids)
+        self.register_buffer("column_values", None if columns is None else columns.values)
+
+    @property
+    def columns(self) -> FloatColumns | None:
+        """The columns in floating point, sharing this module's memory."""
+        if self.column_ids is None or self.column_values is None:
+            return None
+        return FloatColumns(self.column_ids, self.column_values)
+
+    @property
+    def weight(self) -> Tensor:
+        """The reconstruction [out_features, in_features], made anew at each access."""
+        columns = self.columns
+        return dequantize(self.qtensor if columns is None else MixedTensor(self.qtensor, columns), self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Float [..., in_features] to [..., out_features] of the same type; all that comes before the last axis is one batch.
@@ -79,19 +119,34 @@ class LLMInt8Linear(QuantModule):
         """
         rows = x.reshape(math.prod(x.shape[:-1]), self.in_features)
         require_finite(rows)
-        kept = outlier_columns(rows, self.threshold)
-        y = int_matmul(quantize(torch.where(kept, 0.0, rows), INT8_TOKEN.scheme), self.qtensor)
-        if bool(kept.any()):
-            columns = torch.nonzero(kept)[:, 0]
-            y = y + rows[:, columns].to(torch.float32) @ dequantize(_columns(self.qtensor, columns)).T
+        outliers, always = outlier_columns(rows, self.threshold), self._always(rows)
+        y = int_matmul(quantize(torch.where(outliers | always, 0.0, rows), INT8_TOKEN.scheme), self.qtensor)
+        if self.column_ids is not None and self.column_values is not None:
+            y = y + _product(rows, self.column_ids.to(torch.int64), self.column_values)
+        if bool((outliers & ~always).any()):
+            columns = torch.nonzero(outliers & ~always)[:, 0]
+            y = y + _product(rows, columns, dequantize(_columns(self.qtensor, columns)))
         return finished(y, self.bias, x)
 
     def extra_repr(self) -> str:
-        """Sizes, bias, scheme and threshold."""
+        """Sizes, bias, scheme, threshold and the number of columns in floating point."""
+        kept = "" if self.column_ids is None else f", columns={len(self.column_ids)}"
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-            f"{self.scheme}, threshold={self.threshold:g}"
+            f"{self.scheme}, threshold={self.threshold:g}{kept}"
         )
+
+    def _always(self, rows: Tensor) -> Tensor:
+        """Which columns are in floating point: bool [in_features]."""
+        inside = torch.zeros(self.in_features, dtype=torch.bool, device=rows.device)
+        if self.column_ids is not None:
+            inside[self.column_ids.to(torch.int64)] = True
+        return inside
+
+
+def _product(rows: Tensor, columns: Tensor, weight: Tensor) -> Tensor:
+    """Of some columns (int64 [k]) of the inputs, in float32: [tokens, in] and [out, k] to [tokens, out]."""
+    return rows[:, columns].to(torch.float32) @ weight.to(torch.float32).T
 
 
 def _columns(q: QTensor, columns: Tensor) -> QTensor:

@@ -24,7 +24,7 @@ from halfbin.nn.linear import QuantLinear
 from halfbin.nn.llm_int8 import THRESHOLD, LLMInt8Linear
 from halfbin.nn.quant_inputs import QuantInputLinear
 from halfbin.nn.simulation import Simulation
-from halfbin.tensor import InputQuantizer, InputScheme, PerTensor, QTensor, Scheme, quantize
+from halfbin.tensor import InputQuantizer, InputScheme, MixedTensor, PerTensor, QTensor, Scheme, quantize, split
 
 CONVOLUTIONS = (nn.modules.conv._ConvNd, QuantConv)
 CONV1D = "transformers.pytorch_utils.Conv1D"
@@ -56,13 +56,16 @@ def quantize_inputs(model: nn.Module, sites: Mapping[str, InputScheme | InputQua
     return simulation
 
 
-def llm_int8(model: nn.Module, sites: Mapping[str, QTensor | Scheme], *, threshold: float = THRESHOLD) -> Simulation:
+def llm_int8(
+    model: nn.Module, sites: Mapping[str, QTensor | MixedTensor | Scheme], *, threshold: float = THRESHOLD
+) -> Simulation:
     """Put `LLMInt8Linear` in the place of linear layers until the result is removed.
 
     Args:
       model: any module; an nn.Linear, a transformers Conv1D or a `QuantLinear` of it can be replaced.
-      sites: for the path of each, codes [out_features, in_features], or the scheme to round its weight to nearest with; one
-        scale a row, such as int8-channel. What a `QuantLinear` holds is used if its scheme is the one that is given.
+      sites: for the path of each, codes [out_features, in_features], with columns in floating point or without, or the scheme
+        to round its weight to nearest with; one scale a row, such as int8-channel. What a `QuantLinear` holds is used if its
+        scheme is the one that is given.
       threshold: |x| from which on a column is an outlier.
 
     Raises:
@@ -73,7 +76,8 @@ def llm_int8(model: nn.Module, sites: Mapping[str, QTensor | Scheme], *, thresho
     for name, codes in sites.items():
         with _undone_on_error(simulation, name):
             old = _named(modules, name)
-            new = LLMInt8Linear(_codes(old, codes), old.bias, threshold=threshold, dtype=old.weight.dtype)
+            q, columns = split(_codes(old, codes))
+            new = LLMInt8Linear(q, old.bias, columns=columns, threshold=threshold, dtype=old.weight.dtype)
             new.train(old.training).register_forward_pre_hook(functools.partial(_used, name, simulation.idle))
             parent, _, attribute = name.rpartition(".")
             holder = modules[parent]._modules
@@ -146,7 +150,7 @@ def _used(name: str, idle: set[str], module: nn.Module, args: tuple[Any, ...]) -
     idle.discard(name)
 
 
-def _codes(module: nn.Module, codes: QTensor | Scheme) -> QTensor:
+def _codes(module: nn.Module, codes: QTensor | MixedTensor | Scheme) -> QTensor | MixedTensor:
     """The weight [out_features, in_features] of a linear layer, rounded."""
     if isinstance(module, QuantLinear):
         matrix: Tensor | None = None
@@ -156,7 +160,7 @@ def _codes(module: nn.Module, codes: QTensor | Scheme) -> QTensor:
     else:
         matrix = _matrix(module)
         shape = tuple(matrix.shape)
-    if isinstance(codes, QTensor):
+    if isinstance(codes, QTensor | MixedTensor):
         if codes.shape != shape:
             raise SchemeError(
                 f"codes are {list(codes.shape)}, but the weight is {list(shape)} [out_features, in_features]"

@@ -14,7 +14,7 @@ import torch
 
 from halfbin.errors import ModelError, RecipeError, SchemeError, did_you_mean
 from halfbin.formats.checkpoint import Checkpoint
-from halfbin.formats.layout import WeightLayout
+from halfbin.formats.layout import HoldsColumns, WeightLayout
 from halfbin.methods import CALIBRATED
 from halfbin.models import Site, Skeleton, find_sites, read_config
 from halfbin.numerics.formats import IntegerFormat
@@ -22,6 +22,7 @@ from halfbin.numerics.scales import ScaleFormat
 from halfbin.planning.recipe import CLIP, PROTECTED_ROLES, Recipe, Rule, Weights
 from halfbin.tensor.granularity import Granularity, PerBlock, PerChannel, PerGroup, PerTensor, PerToken, transposed
 from halfbin.tensor.inputs import InputScheme
+from halfbin.tensor.mixed import ColumnSpec
 from halfbin.tensor.scheme import Scheme
 
 IN_FLIGHT_BYTES = 128 * 2**20  # rows that are read, rounded or wait to be written, and what they become
@@ -44,13 +45,37 @@ class SitePlan:
     inputs: InputScheme | None = None
     input_estimator: str = "minmax"
     correction: float = 0.0
+    # |x| on calibration data from which on an input feature is an outlier, whose column stays in 16 bits; None: all are rounded
+    columns_from: float | None = None
+    columns: ColumnSpec | None = None  # those that data chose; None: none, or nobody has looked yet
 
     @property
     def needs_data(self) -> bool:
         """Whether calibration data decide about its codes."""
         static = self.inputs is not None and self.inputs.needs_scale
         asks = self.method in CALIBRATED or self.estimator == CLIP or bool(self.transforms) or static
-        return self.quantized and (asks or self.correction > 0)
+        return self.quantized and (asks or self.correction > 0 or self.columns_from is not None)
+
+    @property
+    def bytes_at_most(self) -> int:
+        """What it takes when data keep every column in 16 bits that they may."""
+        if self.columns_from is None or self.columns is not None:
+            return self.bytes_after
+        return self.bytes_after + self._columns(self.site.shape[self._column_axis], torch.bfloat16).num_bytes(
+            self.site.shape
+        )
+
+    @property
+    def _column_axis(self) -> int:
+        return 0 if self.site.transposed else 1
+
+    def _columns(self, count: int, dtype: torch.dtype) -> ColumnSpec:
+        return ColumnSpec(count=count, dtype=dtype, axis=self._column_axis)
+
+    def with_columns(self, columns: ColumnSpec) -> SitePlan:
+        """The same, with the columns that data chose to keep."""
+        after = self.bytes_after + columns.num_bytes(self.site.shape)
+        return dataclasses.replace(self, columns=columns, bytes_after=after)
 
     @property
     def method_without_data(self) -> str:
@@ -82,6 +107,7 @@ class SitePlan:
             "reason": self.reason,
             "bytes_before": self.bytes_before,
             "bytes_after": self.bytes_after,
+            "bytes_at_most": self.bytes_at_most,
         }
 
 
@@ -107,6 +133,11 @@ class Plan:
         return sum(s.bytes_after for s in self.sites) + sum(num_bytes(*spec) for spec in self.others.values())
 
     @property
+    def bytes_at_most(self) -> int:
+        """The same if data keep all columns in 16 bits that they may; how many it will be, nobody knows before."""
+        return self.bytes_after + sum(s.bytes_at_most - s.bytes_after for s in self.sites)
+
+    @property
     def peak_memory_bytes(self) -> int:
         """What the run needs above the interpreter with its imports; quality is measured beside that.
 
@@ -130,6 +161,11 @@ class Plan:
         """The scheme of each quantized tensor, by its name on disk."""
         return {s.site.tensor: s.weights for s in self.sites if isinstance(s.weights, Scheme)}
 
+    def with_columns(self, columns: Mapping[str, ColumnSpec]) -> Plan:
+        """The plan as it came out, with the columns that data chose to keep in floating point, by their weight's name."""
+        sites = tuple(s.with_columns(columns[s.site.tensor]) if s.site.tensor in columns else s for s in self.sites)
+        return dataclasses.replace(self, sites=sites)
+
     def to_json(self) -> dict[str, Any]:
         """The value that `--dry-run --json` prints."""
         return {
@@ -138,6 +174,7 @@ class Plan:
             "layout": self.layout.name,
             "input_bytes": self.bytes_before,
             "output_bytes": self.bytes_after,
+            "output_bytes_at_most": self.bytes_at_most,
             "peak_memory_bytes": self.peak_memory_bytes,
             "sites": [site.to_json() for site in self.sites],
         }
@@ -192,7 +229,13 @@ def _is_remainder(planned: SitePlan, recipe: Recipe) -> bool:
 
 def _left(planned: SitePlan, reason: str) -> SitePlan:
     return dataclasses.replace(
-        planned, weights=None, reason=reason, bytes_after=planned.bytes_before, transforms=(), inputs=None
+        planned,
+        weights=None,
+        reason=reason,
+        bytes_after=planned.bytes_before,
+        transforms=(),
+        inputs=None,
+        columns_from=None,
     )
 
 
@@ -266,7 +309,19 @@ def _plan_site(site: Site, recipe: Recipe, layout: WeightLayout) -> SitePlan:
         inputs,
         rule.input_estimator,
         rule.correction,
+        _columns_from(site, weights, rule, layout),
     )
+
+
+def _columns_from(site: Site, weights: Weights, rule: Rule, layout: WeightLayout) -> float | None:
+    """From which |x| on columns of a site stay in 16 bits: of a matrix that is one layer's alone, where inputs' outliers do.
+
+    AutoRound learns all columns together, with those of outliers; it keeps none.
+    """
+    alone = site.role in ("linear", "head") and not site.tied and len(site.shape) == 2
+    if rule.inputs is None or not isinstance(weights, Scheme) or not isinstance(layout, HoldsColumns):
+        return None
+    return rule.inputs.outliers if alone and "autoround" not in rule.method else None
 
 
 def _decide(site: Site, rule: Rule | None, recipe: Recipe, layout: WeightLayout) -> tuple[Weights, str]:

@@ -161,7 +161,16 @@ def _site(planned: SitePlan, finished: Finished) -> SiteReport:
         weight_error=_error(finished.written.errors.get(site.tensor)),
         output_error=_error(outputs.get(site.tensor)),
         histogram=finished.histograms.get(site.tensor),
+        float_columns=_float_columns(planned),
+        column_dtype=None if planned.columns is None else str(planned.columns.dtype).removeprefix("torch."),
     )
+
+
+def _float_columns(planned: SitePlan) -> int | None:
+    """How many columns are in floating point; None where that was not asked for."""
+    if planned.columns is not None:
+        return planned.columns.count
+    return None if planned.columns_from is None else 0
 
 
 def _error(error: TensorError | None) -> ErrorSize | None:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from halfbin.errors import DataError, FormatError, HalfbinError
 from halfbin.evaluation.layers import TensorError, rounding_sums
 from halfbin.formats.checkpoint import Checkpoint, open_checkpoint
+from halfbin.formats.layout import HoldsColumns
 from halfbin.formats.safetensors import SafetensorsWriter, write_hollow
 from halfbin.kernels.errors import ErrorSums
 from halfbin.kernels.threads import in_order
@@ -24,14 +25,16 @@ from halfbin.models import targets
 from halfbin.planning import Plan, SitePlan
 from halfbin.planning.plan import IN_FLIGHT_BYTES, num_bytes
 from halfbin.planning.recipe import rounding
-from halfbin.run.blockwise import Rounded, quantize_blocks
+from halfbin.run.blockwise import Rounded, input_quantizer, quantize_blocks
 from halfbin.run.laps import Laps
 from halfbin.run.slabs import SlabWriter, checksum, read_slab, row_step, slabs
+from halfbin.tensor.mixed import ColumnSpec, FloatColumns, split
 from halfbin.tensor.qtensor import QTensor, require_finite
 from halfbin.tensor.scheme import Scheme
 
 SHARD_BYTES_MAX = 5 * 10**9  # what transformers and the hub cut at
 WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".index.json", ".py")
+COLUMNS_SUFFIX = "-columns.safetensors"
 CARRIED_BYTES_MAX = 200 * 2**20  # a tokenizer has a few MB
 
 OnStep: TypeAlias = Callable[[int, int], None]
@@ -54,7 +57,10 @@ class Decided:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What was written: each rounded tensor's error by its name on disk, the files, and where the time went."""
+    """What was written: each rounded tensor's error by its name on disk, the files, and where the time went.
+
+    columns: how many columns data chose to keep in floating point, by the weight's name on disk; those with none are not there.
+    """
 
     errors: Mapping[str, TensorError]
     files: tuple[str, ...]
@@ -63,6 +69,7 @@ class Written:
     # writing and reading back follow the clock.
     seconds: Mapping[str, float]
     remarks: tuple[str, ...] = ()  # about the whole model
+    columns: Mapping[str, ColumnSpec] = field(default_factory=dict)
 
     def transformed(self, name: str) -> bool:
         """Whether a tensor was changed before it was rounded."""
@@ -112,20 +119,28 @@ def execute(
             done += task.input_bytes
             if on_step:
                 on_step(min(done, plan.bytes_before), plan.bytes_before)  # copies are read again
-    if len(shards) > 1:
-        _write_index(directory, shards, pieces)
+    plan = plan.with_columns(output.columns)
+    written = {file: [part for name in names for part in pieces[name]] for file, names in shards.items()}
+    files = written | output.column_files
+    if len(files) > 1:
+        _write_index(directory, files, plan.bytes_after)
     _write_config(plan, directory)
     _carry_over(plan.directory, directory)
     with output.laps.lap("reading back"):
         _read_back(directory, output.checksums)
     errors = {name: TensorError.of(sums) for name, sums in output.errors.items()}
-    return Written(errors, tuple(shards), output.decided, output.laps.seconds, tuple(remarks))
+    return Written(errors, tuple(files), output.decided, output.laps.seconds, tuple(remarks), output.columns)
 
 
 class _Output:
     """The weight files, each open from its first tensor to its last; and what is known of what went into them.
 
-    complete: names of the input's tensors that are all there.
+    Columns that data keep in floating point are known only when their weights come, too late for the header of an open file.
+    They are held until it is complete, a small share of it, and get a file of their own beside it.
+
+    complete:     names of the input's tensors that are all there.
+    columns:      what was kept, by the weight's name.
+    column_files: names of the files that such columns went into, and of the tensors there.
     """
 
     def __init__(self, directory: Path, pieces: Mapping[str, Specs], shards: Mapping[str, list[str]]) -> None:
@@ -136,6 +151,11 @@ class _Output:
         self.complete: set[str] = set()
         self.errors: dict[str, ErrorSums] = {}
         self.decided: dict[str, Decided] = {}
+        self.columns: dict[str, ColumnSpec] = {}
+        self.column_files: dict[str, list[str]] = {}
+        self._held: dict[str, dict[str, Tensor]] = {
+            file: {} for file in shards
+        }  # columns, by the file of their weights
         self.checksums: dict[str, int] = {}
         self.laps = Laps()
 
@@ -144,21 +164,30 @@ class _Output:
         name = rounded.name
         parts: Mapping[str, Tensor] = {} if rounded.values is None else {name: rounded.values}
         if rounded.q is not None:
-            fixed = plan.layout.fixed(name, rounded.q.shape, rounded.q.scheme, rounded.inputs)
-            parts = plan.layout.encode(name, rounded.q, rounded.inputs) | fixed
+            q, columns = split(rounded.q)
+            parts = plan.layout.encode(name, q, rounded.inputs)
+            parts = parts | plan.layout.fixed(name, q.shape, q.scheme, rounded.inputs)
+            if columns is not None:
+                self._hold(name, q.shape, columns, plan)
         self.append(name, _Slab(parts, rounded.sums, Laps()), last=True)
         self.decided[name] = Decided(rounded.transformed, rounded.output_error, rounded.remarks)
 
+    def _hold(self, name: str, shape: tuple[int, ...], columns: FloatColumns, plan: Plan) -> None:
+        """Keep a weight's columns until its file is complete."""
+        assert isinstance(plan.layout, HoldsColumns)
+        self.columns[name] = columns.spec
+        self._held[self._file_of[name]] |= plan.layout.column_codec(name, shape, columns.spec).encode(columns)
+
     def note_unreached(self, plan: Plan) -> None:
-        """Say of sites that wanted data, and that no sample came by."""
+        """Say of sites that wanted data, and that no sample came by.
+
+        Raises:
+          DataError: one of them cannot do without.
+        """
         unreached = Decided(False, None, ("rounded without data: no calibration sample reached it",))
         missing = [s for s in plan.sites if s.needs_data and s.site.tensor not in self.complete]
-        static = next((s for s in missing if s.inputs is not None and s.inputs.needs_scale), None)
-        if static is not None:
-            raise DataError(
-                f"{static.site.name}: its inputs are {static.inputs}, with a scale from calibration, and no calibration sample "
-                "reached it; give it a rule of its own, with dynamic inputs or none"
-            )
+        for planned in missing:
+            input_quantizer(planned, None)
         self.decided |= dict.fromkeys((s.site.tensor for s in missing), unreached)
 
     def append(self, name: str, slab: _Slab, *, last: bool) -> None:
@@ -189,6 +218,16 @@ class _Output:
         stack, writer = self._open.pop(file)
         stack.close()
         self.checksums |= writer.checksums
+        if columns := self._held.pop(file):
+            self._write_columns(file.removesuffix(".safetensors") + COLUMNS_SUFFIX, columns)
+
+    def _write_columns(self, file: str, columns: Mapping[str, Tensor]) -> None:
+        specs = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in columns.items()}
+        with SafetensorsWriter(self._directory / file, specs, {"format": "pt"}) as container:
+            writer = SlabWriter(container)
+            writer.append(columns)
+        self.checksums |= writer.checksums
+        self.column_files[file] = list(columns)
 
     def __enter__(self) -> _Output:
         return self
@@ -208,7 +247,8 @@ def write_hollow_result(plan: Plan, directory: Path) -> None:
         specs = {part: spec for name in names for part, spec in pieces[name].items()}
         write_hollow(directory / file_name, specs, {"format": "pt"})
     if len(shards) > 1:
-        _write_index(directory, shards, pieces)
+        files = {file: [part for name in names for part in pieces[name]] for file, names in shards.items()}
+        _write_index(directory, files, plan.bytes_after)
     _write_config(plan, directory)
 
 
@@ -344,11 +384,12 @@ def _shards(pieces: Mapping[str, Specs], shard_bytes: int) -> dict[str, list[str
     return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups, start=1)}
 
 
-def _write_index(directory: Path, shards: Mapping[str, list[str]], pieces: Mapping[str, Specs]) -> None:
-    weight_map = {part: file for file, names in shards.items() for name in names for part in pieces[name]}
-    total = sum(num_bytes(*spec) for specs in pieces.values() for spec in specs.values())
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    write_json(directory / "model.safetensors.index.json", index)
+def _write_index(directory: Path, files: Mapping[str, Sequence[str]], total: int) -> None:
+    """Which file holds which tensor, and the bytes of all tensors."""
+    weight_map = {part: file for file, parts in files.items() for part in parts}
+    write_json(
+        directory / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
+    )
 
 
 def _write_config(plan: Plan, directory: Path) -> None:
@@ -360,6 +401,9 @@ def _write_config(plan: Plan, directory: Path) -> None:
     rounded = {s.site.tensor: (s.weights, s.site.shape) for s in plan.sites if isinstance(s.weights, Scheme)}
     inputs = {s.site.tensor: s.inputs for s in plan.sites if s.quantized and s.inputs}
     if rounded and (how := plan.layout.config(rounded, _left_linears(plan), inputs, _renamed_modules(plan))):
+        columns = {s.site.tensor: s.columns for s in plan.sites if s.columns is not None}
+        if columns and isinstance(plan.layout, HoldsColumns):
+            how = plan.layout.with_columns(how, columns)
         config["quantization_config"] = how
     if plan.recipe.others is not None:
         config["dtype"] = str(plan.recipe.others).removeprefix("torch.")

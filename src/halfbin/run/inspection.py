@@ -15,6 +15,7 @@ from halfbin.formats.read import open_quantized
 from halfbin.run import jsonable
 from halfbin.run.events import Event, OnEvent
 from halfbin.run.histogram import finite_levels
+from halfbin.tensor.mixed import MixedTensor, split
 from halfbin.tensor.qtensor import QTensor
 
 
@@ -42,7 +43,12 @@ class CodeUse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorInspection:
-    """One tensor of the original model as it lies on disk. Exactly one of `scheme` and `dtype` is given."""
+    """One tensor of the original model as it lies on disk. Exactly one of `scheme` and `dtype` is given.
+
+    codes:         how those of a quantized tensor are used, without the columns that are not codes.
+    float_columns: how many columns are kept in floating point beside the codes.
+    column_dtype:  the type they have; None where there are none.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -50,6 +56,8 @@ class TensorInspection:
     scheme: str | None = None
     dtype: str | None = None
     codes: CodeUse | None = None
+    float_columns: int = 0
+    column_dtype: str | None = None
 
     @property
     def num_weights(self) -> int:
@@ -63,8 +71,9 @@ class TensorInspection:
 
     @property
     def weights(self) -> str:
-        """What it is stored as: the scheme, or the floating type."""
-        return self.scheme or self.dtype or ""
+        """What it is stored as: the scheme, and columns beside it, or the floating type."""
+        beside = f" + {self.float_columns} {self.column_dtype}" if self.float_columns else ""
+        return f"{self.scheme}{beside}" if self.scheme else self.dtype or ""
 
     def to_json(self) -> dict[str, Any]:
         """The fields, and what follows from them."""
@@ -118,12 +127,14 @@ class Inspection:
         }
 
 
-def code_use(q: QTensor) -> CodeUse:
-    """Count how often each value of the format is taken in `q`."""
+def code_use(weight: QTensor | MixedTensor) -> CodeUse:
+    """Count how often each value of the format is taken by the elements that are stored as codes."""
+    q = weight.q if isinstance(weight, MixedTensor) else weight
+    used = q.codes[weight.rounded] if isinstance(weight, MixedTensor) else q.codes
     fmt = q.scheme.format
     values = fmt.decode(fmt.codes, torch.float64)
     first = int(fmt.codes[0])
-    counts = torch.bincount(q.codes.flatten().to(torch.int64) - first, minlength=len(values))
+    counts = torch.bincount(used.flatten().to(torch.int64) - first, minlength=len(values))
     levels = finite_levels(fmt)
     position = {level: i for i, level in enumerate(levels)}
     totals = [0] * len(levels)
@@ -133,12 +144,21 @@ def code_use(q: QTensor) -> CodeUse:
     return CodeUse(levels=tuple(levels), counts=tuple(totals), not_finite=int(counts.sum()) - sum(totals))
 
 
-def inspect_tensor(name: str, num_bytes: int, read: Callable[[], QTensor | torch.Tensor]) -> TensorInspection:
+def inspect_tensor(
+    name: str, num_bytes: int, read: Callable[[], QTensor | MixedTensor | torch.Tensor]
+) -> TensorInspection:
     """Describe one tensor; `read` is called once, and its result is not kept."""
     tensor = read()
-    if isinstance(tensor, QTensor):
+    if isinstance(tensor, QTensor | MixedTensor):
+        q, columns = split(tensor)
         return TensorInspection(
-            name=name, shape=tensor.shape, bytes=num_bytes, scheme=str(tensor.scheme), codes=code_use(tensor)
+            name=name,
+            shape=tensor.shape,
+            bytes=num_bytes,
+            scheme=str(q.scheme),
+            codes=code_use(tensor),
+            float_columns=0 if columns is None else columns.spec.count,
+            column_dtype=None if columns is None else str(columns.spec.dtype).removeprefix("torch."),
         )
     dtype = str(tensor.dtype).removeprefix("torch.")
     return TensorInspection(name=name, shape=tuple(tensor.shape), bytes=num_bytes, dtype=dtype)

@@ -36,6 +36,7 @@ from halfbin.run.measure import (
 from halfbin.run.memory import MemoryPeak
 from halfbin.run.output import REPORT_NAME, OutputDirectory
 from halfbin.run.report import Histogram, Report
+from halfbin.tensor.mixed import MixedTensor
 from halfbin.tensor.qtensor import QTensor
 
 
@@ -153,7 +154,7 @@ def _carry_out(job: Job, plan: Plan, checkpoint: Checkpoint, work: Path, *, text
         histograms = _histograms(written, checkpoint, work)
     return Finished(
         model=str(job.model),
-        plan=plan,
+        plan=plan.with_columns(written.columns),
         num_parameters=checkpoint.num_parameters,
         written=written,
         measured=measured,
@@ -195,6 +196,6 @@ def _histograms(written: Written, checkpoint: Checkpoint, work: Path) -> dict[st
     with open_quantized(work) as result:
         for name in chosen:
             q = result.read(name)
-            if isinstance(q, QTensor):
+            if isinstance(q, QTensor | MixedTensor):
                 pictures[name] = weight_histogram(checkpoint.read(name), q)
     return pictures

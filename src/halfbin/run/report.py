@@ -16,7 +16,7 @@ from typing import Any
 
 from halfbin.errors import FormatError
 from halfbin.run import jsonable
-from halfbin.run.wording import change, number, ratio, size
+from halfbin.run.wording import change, count, number, ratio, size
 
 REPORT_VERSION = 1
 
@@ -86,7 +86,11 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteReport:
-    """One weight: what became of it, why, and what it lost. Exactly one of `scheme` and `dtype` is given."""
+    """One weight: what became of it, why, and what it lost. Exactly one of `scheme` and `dtype` is given.
+
+    float_columns: how many columns data chose to keep in floating point beside the codes; None: nobody asked.
+    column_dtype:  the type they have; None where there are none.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -101,6 +105,8 @@ class SiteReport:
     histogram: Histogram | None = None
     transforms: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    float_columns: int | None = None
+    column_dtype: str | None = None
 
     def __post_init__(self) -> None:
         if (self.scheme is None) == (self.dtype is None):
@@ -120,8 +126,9 @@ class SiteReport:
 
     @property
     def weights(self) -> str:
-        """What it is stored as: the scheme, or the floating type."""
-        return self.scheme or self.dtype or ""
+        """What it is stored as: the scheme, and columns beside it, or the floating type."""
+        beside = f" + {self.float_columns} {self.column_dtype}" if self.float_columns else ""
+        return f"{self.scheme}{beside}" if self.scheme else self.dtype or ""
 
     def to_json(self) -> dict[str, Any]:
         """The fields, and what follows from them."""
@@ -204,6 +211,17 @@ class Report:
     def left_alone(self) -> tuple[SiteReport, ...]:
         """The sites that stay floating point."""
         return tuple(site for site in self.sites if site.scheme is None)
+
+    @property
+    def float_columns(self) -> str:
+        """How many columns are kept in floating point, in words; empty where no site was asked for any."""
+        asked = [site for site in self.sites if site.float_columns is not None]
+        if not asked:
+            return ""
+        kept = [site for site in asked if site.float_columns]
+        if not kept:
+            return "none: no feature was an outlier on the calibration data"
+        return f"{sum(site.float_columns or 0 for site in kept):,}, in {len(kept)} of {count(len(asked), 'site')}"
 
     @property
     def worst(self) -> tuple[SiteReport, ...]:

@@ -15,13 +15,17 @@ from halfbin.tensor.granularity import (
 )
 from halfbin.tensor.inputs import InputQuantizer, InputScheme, outlier_columns, parse_inputs
 from halfbin.tensor.int_matmul import accumulator_bound, int_matmul
+from halfbin.tensor.mixed import ColumnSpec, FloatColumns, MixedTensor, split, take_columns
 from halfbin.tensor.qtensor import QTensor, dequantize, fit, quantize, require_finite
 from halfbin.tensor.scheme import Scheme, parse_scheme
 
 __all__ = [
+    "ColumnSpec",
+    "FloatColumns",
     "Granularity",
     "InputQuantizer",
     "InputScheme",
+    "MixedTensor",
     "PerBlock",
     "PerChannel",
     "PerGroup",
@@ -40,5 +44,7 @@ __all__ = [
     "quantize",
     "require_finite",
     "scale_shape",
+    "split",
     "spread",
+    "take_columns",
 ]

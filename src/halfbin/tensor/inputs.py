@@ -4,7 +4,7 @@ int8-token               one scale a token, from the token itself: always dynami
 int8-tensor              static: one scale for all inputs there will ever be, from calibration
 int8-tensor-dynamic      one scale for all tokens of a batch, from the batch
 fp8_e4m3-token, int4-token-asym
-int8-token-outliers6     LLM.int8(): columns in which any |x| is 6 or more stay as they are
+int8-token-outliers6     LLM.int8(): columns in which any |x| is 6 or more stay as they are, and so do those named beforehand
 
 A layer's inputs are [*, in_features]; everything before the last axis counts as tokens. No other granularity makes sense here:
 a scale for each column or group of columns cannot be taken out of a sum over columns.
@@ -12,6 +12,7 @@ a scale for each column or group of columns cannot be taken out of a sum over co
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from dataclasses import dataclass
@@ -97,13 +98,18 @@ class InputQuantizer:
 
     scale:      static schemes only: [1], of the scheme's scale type, finite and > 0.
     zero_point: static asymmetric schemes only: int32 [1].
+    columns:    schemes with outliers only: int32 [k], features that always stay as they are, whatever they hold: those whose
+                columns the layer's weight keeps in floating point (`FloatColumns.ids`). None: no such.
     """
 
     inputs: InputScheme
     scale: Tensor | None = None
     zero_point: Tensor | None = None
+    columns: Tensor | None = None
 
     def __post_init__(self) -> None:
+        if self.columns is not None and self.inputs.outliers is None:
+            raise SchemeError(f"{self.inputs} leaves no columns out: name none, or add -outliers6")
         if self.inputs.dynamic:
             if self.scale is not None or self.zero_point is not None:
                 raise SchemeError(f"{self.inputs} finds its scales itself; give none")
@@ -118,6 +124,10 @@ class InputQuantizer:
         object.__setattr__(self, "scale", stored.round(self.scale.detach().reshape(1).to(torch.float32)))
         if self.zero_point is not None:
             object.__setattr__(self, "zero_point", self.zero_point.detach().reshape(1).to(torch.int32))
+
+    def keeping(self, columns: Tensor) -> InputQuantizer:
+        """The same, with features int32 [k] that always stay as they are, if the scheme leaves outliers out at all."""
+        return self if self.inputs.outliers is None else dataclasses.replace(self, columns=columns)
 
     def quantize(self, x: Tensor) -> QTensor:
         """Float [*, in_features] to codes [tokens, in_features], without regard to outliers.
@@ -141,6 +151,10 @@ class InputQuantizer:
             return fake_quantize(rows, self.inputs.scheme, scale=scale, zero_point=zero_point).reshape(x.shape)
         require_finite(rows)  # an infinite column would count as an outlier and pass
         kept = outlier_columns(rows, self.inputs.outliers)
+        if self.columns is not None:
+            if self.columns.numel() and not int(self.columns.max()) < kept.numel():
+                raise SchemeError(f"there is no input feature {int(self.columns.max())}, there are {kept.numel()}")
+            kept[self.columns.to(kept.device, torch.int64)] = True
         rounded = fake_quantize(torch.where(kept, 0.0, rows), self.inputs.scheme, scale=scale, zero_point=zero_point)
         return torch.where(kept, rows, rounded).reshape(x.shape)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,6 +14,9 @@ from halfbin.numerics.ranges import MinMax, RangeEstimator
 from halfbin.tensor.granularity import regions, scale_shape, spread
 from halfbin.tensor.rowwise import Rowwise, rowwise
 from halfbin.tensor.scheme import Scheme
+
+if TYPE_CHECKING:
+    from halfbin.tensor.mixed import MixedTensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -202,8 +206,13 @@ def _encode(x: Tensor, scheme: Scheme, scale: Tensor, zero_point: Tensor | None)
     return scheme.grid.encode(x, per_element_scale, per_element_zero)
 
 
-def dequantize(q: QTensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The reconstruction x_hat, computed in float32 (float64 when asked for) and then cast to `dtype`."""
+def dequantize(q: QTensor | MixedTensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The reconstruction x_hat, computed in float32 (float64 when asked for) and then cast to `dtype`.
+
+    Columns that a `MixedTensor` keeps in floating point are cast alone.
+    """
+    if not isinstance(q, QTensor):
+        return q.dequantize(dtype)
     compute = dtype if dtype == torch.float64 else torch.float32
     scale = spread(q.scale.to(compute), q.shape, q.scheme.granularity)
     zero_point = None if q.zero_point is None else spread(q.zero_point, q.shape, q.scheme.granularity)

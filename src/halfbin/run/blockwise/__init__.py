@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from halfbin.run.blockwise.loop import Outcome, Rounded, quantize_blocks
+from halfbin.run.blockwise.ranges import input_quantizer
 
-__all__ = ["Outcome", "Rounded", "quantize_blocks"]
+__all__ = ["Outcome", "Rounded", "input_quantizer", "quantize_blocks"]

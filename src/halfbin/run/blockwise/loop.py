@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from halfbin.calibration import ActivationHistogram, InputStatistics
-from halfbin.errors import DataError, HalfbinError
+from halfbin.errors import HalfbinError
 from halfbin.evaluation.layers import TensorError, rounding_sums
 from halfbin.formats.checkpoint import Checkpoint
 from halfbin.kernels.errors import ErrorSums
@@ -27,6 +27,7 @@ from halfbin.models.walk import Stop, survey, walk
 from halfbin.planning import Plan, SitePlan
 from halfbin.run.blockwise.feeding import model_inputs
 from halfbin.run.blockwise.learning import learn_codes, targets_of
+from halfbin.run.blockwise.ranges import input_quantizer
 from halfbin.run.blockwise.rotating import Rotating, Rotations
 from halfbin.run.blockwise.rounding import Factors, SiteCodes, output_error, round_site
 from halfbin.run.blockwise.smoothing import Smoother
@@ -34,7 +35,7 @@ from halfbin.run.blockwise.stages import Countdown, Order, Site, glance, read_by
 from halfbin.run.blockwise.stored import Stored, cast
 from halfbin.run.blockwise.streams import Streams
 from halfbin.run.memory import give_back
-from halfbin.tensor import InputQuantizer, QTensor, dequantize
+from halfbin.tensor import InputQuantizer, MixedTensor, QTensor, dequantize
 from halfbin.tensor.matrices import matrices
 
 PROBE_TOKENS = 64  # read by the probe: enough that experts are reached and channels are alive
@@ -46,7 +47,7 @@ class Rounded:
     """A tensor on disk that was decided by data, or changed on the way.
 
     name:         on disk.
-    q:            its codes; None where it stays in floating point.
+    q:            its codes, and columns beside them; None where it stays in floating point.
     values:       the new values of a tensor that a transform changed, as stored; None where there are codes.
     sums:         of the codes' error against what was rounded.
     inputs:       what quantizes its layer's inputs; None: nothing does.
@@ -56,7 +57,7 @@ class Rounded:
     """
 
     name: str
-    q: QTensor | None = None
+    q: QTensor | MixedTensor | None = None
     values: Tensor | None = None
     sums: ErrorSums | None = None
     inputs: InputQuantizer | None = None
@@ -398,7 +399,7 @@ class Part:
             )
             self._rounded.append((planned, places, rounded))
 
-    def _put_back(self, planned: SitePlan, places: Places, q: QTensor) -> None:
+    def _put_back(self, planned: SitePlan, places: Places, q: QTensor | MixedTensor) -> None:
         for place, w_hat in zip(places, matrices(dequantize(q), transposed=planned.site.transposed), strict=True):
             place.view(self.parameters[place.parameter]).copy_(w_hat)
 
@@ -406,7 +407,7 @@ class Part:
         self,
         stop: Stop,
         learned: Sequence[tuple[SitePlan, Places]],
-        start: Mapping[str, QTensor],
+        start: Mapping[str, QTensor | MixedTensor],
         values: Mapping[str, Tensor],
     ) -> dict[str, QTensor]:
         chosen = {s.site.tensor for s, _ in learned}
@@ -418,32 +419,21 @@ class Part:
             learned,
             self.parameters,
             self._inner(stop),
-            {name: q for name, q in start.items() if name in chosen},
+            {name: q for name, q in start.items() if name in chosen and isinstance(q, QTensor)},
             values,
         )
 
     def give_out(self) -> None:
         """Hand every tensor over that was rounded or changed."""
         for planned, places, rounded in self._rounded:
-            self._loop.emit(replace(rounded, inputs=self._input_quantizer(planned, places)))
+            group = next(filter(None, map(self.ranges.feeding, places)), None)
+            self._loop.emit(replace(rounded, inputs=input_quantizer(planned, group)))
         for name in self._on_disk:
             parameter_name = self._partial.canonical(self._partial.targets[name].parameter)
             if name not in self._loop._emitted and parameter_name in self._changed:
                 dtype = self._loop.dtype_on_disk(name)
                 assert dtype is not None
                 self._loop.emit(Rounded(name, values=cast(self._stored.read(name), dtype), transformed=True))
-
-    def _input_quantizer(self, planned: SitePlan, places: Places) -> InputQuantizer | None:
-        if planned.inputs is None or not planned.inputs.needs_scale:
-            return planned.inputs.quantizer() if planned.inputs else None
-        group = next(filter(None, map(self.ranges.feeding, places)), None)
-        if group is None:
-            raise DataError(
-                f"{planned.site.name}: its inputs are {planned.inputs}, with a scale from calibration, and no calibration "
-                "sample reached it; give it a rule of its own, with dynamic inputs or none"
-            )
-        grid = planned.inputs.scheme.grid
-        return planned.inputs.calibrated(*group.observer.range(grid, planned.input_estimator))
 
     def find_pairs(self, stop: Stop) -> list[Pair]:
         """The block's pairs under their full names; found once for blocks that are alike, and proved in each."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from halfbin.calibration import InputStatistics
+from halfbin.calibration import InputStatistics, outlier_features
 from halfbin.errors import DataError
 from halfbin.evaluation.layers import TensorError
 from halfbin.kernels.errors import ErrorSums
@@ -21,7 +21,7 @@ from halfbin.numerics import ESTIMATORS
 from halfbin.numerics.low_rank import LowRank, low_rank
 from halfbin.planning import SitePlan
 from halfbin.planning.recipe import CLIP, rounding
-from halfbin.tensor import QTensor, Scheme, dequantize, quantize
+from halfbin.tensor import MixedTensor, QTensor, Scheme, dequantize, quantize, take_columns
 from halfbin.tensor.matrices import as_stored, matrices, scheme_of_matrix
 
 WHOLE_FEATURES = 512
@@ -32,18 +32,28 @@ ENOUGH_TOKENS = 64  # below that an input's second moment says more about the sa
 class Factors:
     """Factorised second moments, each made once for all the sites that read it."""
 
-    _made: dict[int, Factor] = field(default_factory=dict)
+    _made: dict[tuple[int, tuple[int, ...]], Factor] = field(default_factory=dict)
 
-    def moment(self, group: Group[InputStatistics]) -> Tensor | LowRank:
+    def moment(self, group: Group[InputStatistics], without: Tensor) -> Tensor | LowRank:
         """The second moment of a group's inputs; approximated where the whole one would make a search take minutes."""
-        matrix = group.observer.matrix().to(torch.float32)
+        matrix = _matrix(group, without).to(torch.float32)
         return low_rank(matrix) if len(matrix) > WHOLE_FEATURES else matrix
 
-    def of(self, group: Group[InputStatistics]) -> Factor:
-        """The factor of a group's inputs."""
-        if id(group) not in self._made:
-            self._made[id(group)] = factorise(group.observer.matrix())
-        return self._made[id(group)]
+    def of(self, group: Group[InputStatistics], without: Tensor) -> Factor:
+        """The factor of a group's inputs, as if some features (int64 [k]) were always zero: no error moves to or from them."""
+        key = (id(group), tuple(without.tolist()))
+        if key not in self._made:
+            self._made[key] = factorise(_matrix(group, without))
+        return self._made[key]
+
+
+def _matrix(group: Group[InputStatistics], without: Tensor) -> Tensor:
+    matrix = group.observer.matrix()
+    if without.numel():
+        matrix = matrix.clone()
+        matrix[without] = 0
+        matrix[:, without] = 0
+    return matrix
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,7 +65,7 @@ class SiteCodes:
     remarks:      what a user should know, in words.
     """
 
-    q: QTensor
+    q: QTensor | MixedTensor
     output_error: TensorError | None
     remarks: tuple[str, ...]
 
@@ -67,7 +77,7 @@ def round_site(
     groups: Mapping[Place, Group[InputStatistics] | None],
     factors: Factors,
 ) -> SiteCodes:
-    """Choose the codes of every matrix of a site.
+    """Choose the codes of every matrix of a site, and the columns of a single one that are kept from rounding.
 
     Args:
       planned: the site, with scheme and method.
@@ -80,14 +90,18 @@ def round_site(
     assert isinstance(stored, Scheme)
     site = planned.site
     scheme = scheme_of_matrix(stored, len(site.shape), transposed=site.transposed)
-    parts, remarks = [], []
+    parts, remarks, columns = [], [], None
     for place in places:
-        weight, group = place.view(parameter), groups[place]
-        q, remark = _round(planned, weight, scheme, group, factors)
+        group = groups[place]
+        weight, outliers = _corrected(planned, place.view(parameter), group), _outliers(planned, group)
+        if outliers.numel():  # planned for sites of one matrix only
+            weight, columns = take_columns(weight, outliers, site.dtype)
+        q, remark = _round(planned, weight, scheme, group, factors, outliers)
         if remark:
             remarks.append(remark)
         parts.append(q)
-    whole = as_stored(parts, stored, site.shape, transposed=site.transposed)
+    codes = as_stored(parts, stored, site.shape, transposed=site.transposed)
+    whole = codes if columns is None else MixedTensor(codes, columns.as_stored(transposed=site.transposed))
     weight = torch.stack([place.view(parameter) for place in places])
     error = output_error(places, weight.mT if site.transposed else weight, whole, groups, transposed=site.transposed)
     return SiteCodes(whole, error, tuple(dict.fromkeys(remarks)))
@@ -96,7 +110,7 @@ def round_site(
 def output_error(
     places: Sequence[Place],
     values: Tensor,
-    q: QTensor,
+    q: QTensor | MixedTensor,
     groups: Mapping[Place, Group[InputStatistics] | None],
     *,
     transposed: bool,
@@ -119,10 +133,33 @@ def output_error(
     return TensorError.of(sums) if sums.signal else None
 
 
+def _outliers(planned: SitePlan, group: Group[InputStatistics] | None) -> Tensor:
+    """The input features that were outliers on the samples, where their columns are to be kept: int64 [k], rising."""
+    if planned.columns_from is None or group is None:
+        return torch.zeros(0, dtype=torch.int64)
+    return outlier_features(group.observer, planned.columns_from)
+
+
+def _corrected(planned: SitePlan, weight: Tensor, group: Group[InputStatistics] | None) -> Tensor:
+    """The weight that makes up for what earlier layers have lost, where that is asked for and enough is known."""
+    if not planned.correction or group is None or group.observer.num_tokens < ENOUGH_TOKENS:
+        return weight
+    cross = group.observer.cross()
+    return weight if cross is None else corrected(weight, cross, group.observer.matrix(), share=planned.correction)
+
+
 def _round(
-    planned: SitePlan, weight: Tensor, scheme: Scheme, group: Group[InputStatistics] | None, factors: Factors
+    planned: SitePlan,
+    weight: Tensor,
+    scheme: Scheme,
+    group: Group[InputStatistics] | None,
+    factors: Factors,
+    without: Tensor,
 ) -> tuple[QTensor, str | None]:
-    """Codes of one matrix, and what should be known about them; AutoRound begins at those that are given here."""
+    """Codes of one matrix, and what should be known about them; AutoRound begins at those that are given here.
+
+    Features `without` (int64 [k]) have columns of zeros in `weight`, and take no part.
+    """
     first = planned.method.partition("+")[0]
     first = "rtn" if first == "autoround" else first
     plain = rounding(planned.method_without_data, planned.estimator)
@@ -131,16 +168,13 @@ def _round(
     seen = 0 if group is None else group.observer.num_tokens
     if group is None or seen < ENOUGH_TOKENS:
         return plain(weight, scheme), f"rounded without data: {seen} calibration tokens reached it"
-    cross = group.observer.cross() if planned.correction else None
-    if cross is not None:
-        weight = corrected(weight, cross, group.observer.matrix(), share=planned.correction)
     if first in METHODS:
         if planned.estimator != CLIP:
             return plain(weight, scheme), None
-        scale, zero_point = clipped(weight, scheme, factors.moment(group))
+        scale, zero_point = clipped(weight, scheme, factors.moment(group, without))
         return quantize(weight, scheme, scale=scale, zero_point=zero_point), None
     try:
-        factor = factors.of(group)
+        factor = factors.of(group, without)
     except DataError as error:
         return plain(weight, scheme), f"rounded without data: {error}"
     return _gptq(planned, weight, scheme, factor), _repairs(factor)
