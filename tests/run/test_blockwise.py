@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ import torch
 from torch import Tensor
 
 import halfbin as hb
+from halfbin.calibration import SecondMoment
 from halfbin.errors import HalfbinError, ModelError
 from halfbin.formats.checkpoint import open_checkpoint
 from halfbin.formats.read import layout_named, open_quantized
 from halfbin.models import load_as_client, load_weights, open_skeleton
+from halfbin.models.partial import PartialModel
 from halfbin.planning import make_plan, parse_recipe
 from halfbin.run.client import settle_client
 from halfbin.run.execute import Written, execute
@@ -110,6 +113,29 @@ def test_the_same_samples_give_the_same_bytes(tmp_path: Path) -> None:
         written("mixtral", GPTQ + 'transforms = ["awq"]\n', tmp_path / folder)
     first, second = ((tmp_path / folder / "model.safetensors").read_bytes() for folder in ("a", "b"))
     assert first == second
+
+
+@pytest.mark.parametrize("method", ["gptq", "gptq+autoround"])
+def test_statistics_are_given_back_with_their_last_site_without_the_garbage_collector(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[int] = []
+
+    def loaded_block(self: PartialModel, parameters: Iterable[str]) -> None:
+        moments = [o for o in gc.get_objects() if isinstance(o, SecondMoment)]
+        alive.append(sum(len(m._strips) for m in moments))
+        load(self, parameters)
+
+    load = PartialModel.load
+    monkeypatch.setattr(PartialModel, "load", loaded_block)
+    gc.collect()
+    gc.disable()
+    try:
+        written("llama", GPTQ.replace('"gptq"', f'"{method}"'), tmp_path)
+    finally:
+        gc.enable()
+    assert len(alive) > 3
+    assert set(alive) == {0}
 
 
 def test_an_expert_that_too_few_tokens_reach_is_rounded_without_data_and_named(tmp_path: Path) -> None:

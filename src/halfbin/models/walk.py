@@ -34,6 +34,7 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Any = None
+    answered: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -44,13 +45,20 @@ class Stop:
     visit:   how often they stood here before.
     forward: computes the block: forward(*args, **kwargs).
     calls:   in the order of the batches; each must get its `output` before the walk goes on.
+    resume:  lets the batch of a call that has its output go on until it stands before the next block.
     """
 
     block: Block
     visit: int
     forward: Callable[..., Any]
     calls: list[Call]
+    resume: Callable[[Call], None]
     mutates: bool = False
+
+    def answer(self, call: Call, output: Any) -> None:
+        """Give a call its output and let its batch go on at once, so that what it was called with is given back."""
+        call.output = output
+        self.resume(call)
 
     def run(self, call: Call, *, final: bool = False) -> Any:
         """Compute the block for one batch.
@@ -171,6 +179,13 @@ def walk(
       Whatever the model raises.
     """
     runners = [_Runner(i, model, inputs, context) for i, inputs in enumerate(batches)]
+
+    def resume(call: Call) -> None:
+        call.answered = True
+        runners[call.batch].go_on()
+        call.args, call.kwargs, call.output = (), {}, None
+        _raise_from(runners[call.batch])
+
     by_module = {block.module: block for block in blocks}
     forwards = {module: module.forward for module in by_module}
     visits: dict[str, int] = {}
@@ -187,10 +202,10 @@ def walk(
             visit = visits.get(block.name, 0)
             visits[block.name] = visit + 1
             calls = [call for call in standing if call.module is module]
-            yield Stop(block, visit, forwards[module], calls)
+            yield Stop(block, visit, forwards[module], calls, resume)
             for call in calls:
-                runners[call.batch].go_on()
-                _raise_from(runners[call.batch])
+                if not call.answered:
+                    resume(call)
     finally:
         for runner in runners:
             runner.abandon()

@@ -17,7 +17,7 @@ from halfbin.formats.checkpoint import Checkpoint
 from halfbin.kernels.errors import ErrorSums
 from halfbin.models import Structure
 from halfbin.models.blocks import find_blocks
-from halfbin.models.inputs import Inputs
+from halfbin.models.inputs import Group, Inputs
 from halfbin.models.partial import PartialModel
 from halfbin.models.placement import Places, find_places
 from halfbin.models.probe import Consumer, Pair, Probe, find_pairs, unseen
@@ -26,10 +26,10 @@ from halfbin.models.walk import Stop, survey, walk
 from halfbin.planning import Plan, SitePlan
 from halfbin.run.blockwise.feeding import model_inputs
 from halfbin.run.blockwise.learning import learn_codes, targets_of
-from halfbin.run.blockwise.rounding import Factors, output_error, round_site
+from halfbin.run.blockwise.rounding import Factors, SiteCodes, output_error, round_site
 from halfbin.run.blockwise.smoothing import Smoother
 from halfbin.run.blockwise.stored import Stored, cast
-from halfbin.run.memory import give_back
+from halfbin.run.memory import give_back, return_large_tensors
 from halfbin.tensor import InputQuantizer, QTensor, dequantize
 from halfbin.tensor.matrices import matrices
 
@@ -114,6 +114,7 @@ def quantize_blocks(
             f"recipe {plan.recipe.name} calibrates on text, and {plan.skeleton.model_class.__name__} does not read any; use a "
             "recipe without data, such as int8"
         )
+    return_large_tensors()
     return _Loop(plan, checkpoint, batches, emit, settings or Settings()).run(on_step)
 
 
@@ -171,7 +172,7 @@ class _Loop:
     def _hand_on(self, stop: Stop) -> None:
         with torch.no_grad():
             for call in stop.calls:
-                call.output = stop.run(call, final=True)
+                stop.answer(call, stop.run(call, final=True))
 
     def _block(self, stop: Stop) -> None:
         rounded = self._settings.from_quantized
@@ -206,18 +207,12 @@ class Part:
             (s, self._places[s.site.tensor]) for s in sites if s.quantized and self._places.get(s.site.tensor)
         ]
         self.wanted = [place for s, places in self._sites for place in places if s.site.role != "embedding"]
-        self.inputs: Inputs[InputStatistics] = Inputs(InputStatistics, self._holds_a_site)
+        self.inputs: Inputs[InputStatistics] = Inputs(InputStatistics, _inside_of(self.wanted))
         self._stored = Stored(partial, self._places, loop._shapes)
         self._changed: set[str] = set()
         self._static = [p for s, places in self._sites for p in places if s.inputs is not None and s.inputs.needs_scale]
-        self.ranges: Inputs[ActivationHistogram] = Inputs(ActivationHistogram, self._is_static)
+        self.ranges: Inputs[ActivationHistogram] = Inputs(ActivationHistogram, _inside_of(self._static))
         self._rounded: list[tuple[SitePlan, Places, Rounded]] = []
-
-    def _holds_a_site(self, place: Place) -> bool:
-        return any(wanted.inside(place) for wanted in self.wanted)
-
-    def _is_static(self, place: Place) -> bool:
-        return any(wanted.inside(place) for wanted in self._static)
 
     @property
     def has_static_inputs(self) -> bool:
@@ -226,10 +221,13 @@ class Part:
 
     def observe(self, stop: Stop, *, final: bool) -> None:
         """Run the block on all samples but the probe's, and see what flows into its sites."""
+        wanted = final or any("autoround" in s.method for s, _ in self._sites)
         with Watch(self.parameters, self.inputs.see):
             for call in stop.calls[1:]:
                 self.inputs.begin_call()
-                call.output = stop.run(call, final=final)
+                output = stop.run(call, final=final)
+                if wanted:
+                    call.output = output
 
     def observe_ranges(self, stop: Stop, *, final: bool) -> None:
         """Run the rounded block on the same samples: its outputs, if they are `final`, and the ranges of static inputs."""
@@ -239,7 +237,7 @@ class Part:
                 self.ranges.begin_call()
                 output = stop.run(call, final=final)
                 if final:
-                    call.output = output
+                    stop.answer(call, output)
 
     def transform(self, stop: Stop) -> None:
         """Apply the transforms that the sites ask for."""
@@ -258,36 +256,53 @@ class Part:
     def round(self, stop: Stop | None = None) -> None:
         """Choose codes for every site, and put the rounded weights back; those that are learned last, with the block `stop`."""
         learned = [(s, places) for s, places in self._sites if stop is not None and "autoround" in s.method]
-        values = {s.site.tensor: self._stored.read(s.site.tensor).clone() for s, _ in self._sites}
+        values = {s.site.tensor: self._stored.read(s.site.tensor).clone() for s, _ in learned}
         found, factors = {}, Factors()
-        for planned, places in self._sites:
+        self._readers = Counter(id(group) for _, places in self._sites for group in self._feeding(places))
+        # Sites that read the widest inputs come last: by then the statistics of all others are given back.
+        for planned, places in sorted(self._sites, key=lambda site: site[1][0].size[1]):
             groups = {place: self.inputs.feeding(place) for place in places}
-            found[planned.site.tensor] = round_site(
-                planned, places, self.parameters[places[0].parameter], groups, factors
-            )
-            if (planned, places) not in learned:
-                self._put_back(planned, places, found[planned.site.tensor].q)
+            site = round_site(planned, places, self.parameters[places[0].parameter], groups, factors)
+            if (planned, places) in learned:
+                found[planned.site.tensor] = site
+            else:
+                self._settle(planned, places, site, self._stored.read(planned.site.tensor))
+                self._forget(places, factors)
         if stop is not None and learned:
             codes = self._learn(stop, learned, {name: site.q for name, site in found.items()}, values)
             for planned, places in learned:
                 name = planned.site.tensor
-                self._put_back(planned, places, codes[name])
                 groups = {place: self.inputs.feeding(place) for place in places}
                 error = output_error(places, values[name], codes[name], groups, transposed=planned.site.transposed)
-                found[name] = replace(found[name], q=codes[name], output_error=error)
-        for planned, places in self._sites:
-            name = planned.site.tensor
-            transformed = bool(self._changed & {place.parameter for place in places})
-            site = found[name]
-            rounded = Rounded(
-                name,
-                site.q,
-                sums=rounding_sums(values.pop(name), site.q),
-                transformed=transformed,
-                output_error=site.output_error,
-                remarks=site.remarks,
-            )
+                self._settle(planned, places, replace(found[name], q=codes[name], output_error=error), values.pop(name))
+                self._forget(places, factors)
+
+    def _settle(self, planned: SitePlan, places: Places, site: SiteCodes, values: Tensor) -> None:
+        """Put a site's rounded weights back, and hand its codes over unless a scale of its inputs is still to come."""
+        rounded = Rounded(
+            planned.site.tensor,
+            site.q,
+            sums=rounding_sums(values, site.q),
+            transformed=bool(self._changed & {place.parameter for place in places}),
+            output_error=site.output_error,
+            remarks=site.remarks,
+        )
+        self._put_back(planned, places, site.q)
+        if planned.inputs is not None and planned.inputs.needs_scale:
             self._rounded.append((planned, places, rounded))
+        else:
+            self._loop.emit(replace(rounded, inputs=self._input_quantizer(planned, places)))
+
+    def _forget(self, places: Places, factors: Factors) -> None:
+        """Give back what was seen of inputs that no further site reads."""
+        for group in self._feeding(places):
+            self._readers[id(group)] -= 1
+            if not self._readers[id(group)]:
+                factors.forget(group)
+
+    def _feeding(self, places: Places) -> list[Group[InputStatistics]]:
+        """The groups that a site's matrices read, each once."""
+        return list({id(g): g for g in map(self.inputs.feeding, places) if g is not None}.values())
 
     def _put_back(self, planned: SitePlan, places: Places, q: QTensor) -> None:
         for place, w_hat in zip(places, matrices(dequantize(q), transposed=planned.site.transposed), strict=True):
@@ -402,6 +417,11 @@ class _Rest:
         with torch.no_grad():
             self._part.round()
             self._part.give_out()
+
+
+def _inside_of(wanted: Sequence[Place]) -> Callable[[Place], bool]:
+    """Whether a place holds one of `wanted`; it knows no `Part`, which would else wait for the garbage collector."""
+    return lambda place: any(each.inside(place) for each in wanted)
 
 
 def _renamed(pair: Pair, names: Mapping[str, str]) -> Pair:

@@ -36,14 +36,19 @@ class Factors:
 
     def moment(self, group: Group[InputStatistics]) -> Tensor | LowRank:
         """The second moment of a group's inputs; approximated where the whole one would make a search take minutes."""
-        matrix = group.observer.matrix().to(torch.float32)
+        matrix = group.observer.matrix(torch.float32)
         return low_rank(matrix) if len(matrix) > WHOLE_FEATURES else matrix
 
     def of(self, group: Group[InputStatistics]) -> Factor:
         """The factor of a group's inputs."""
         if id(group) not in self._made:
-            self._made[id(group)] = factorise(group.observer.matrix())
+            self._made[id(group)] = factorise(group.observer.moment)
         return self._made[id(group)]
+
+    def forget(self, group: Group[InputStatistics]) -> None:
+        """Give the memory of a group's factor and statistics back: the last site that reads it is rounded."""
+        self._made.pop(id(group), None)
+        group.observer.forget()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -156,10 +161,5 @@ def _repairs(factor: Factor) -> str | None:
 
 def _output_sums(weight: Tensor, w_hat: Tensor, statistics: InputStatistics) -> ErrorSums:
     """The sums behind ||X (w_hat - w)^T|| / ||X w^T||, from X^T X."""
-    moment = statistics.matrix().to(torch.float32)
-    difference = w_hat - weight
-    return ErrorSums(
-        signal=float(((weight @ moment) * weight).sum(dtype=torch.float64)),
-        noise=max(0.0, float(((difference @ moment) * difference).sum(dtype=torch.float64))),
-        max_abs=0.0,
-    )
+    moment = statistics.moment
+    return ErrorSums(signal=moment.energy(weight), noise=max(0.0, moment.energy(w_hat - weight)), max_abs=0.0)
