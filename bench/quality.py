@@ -9,9 +9,11 @@ story-lm  DIR/story-lm, a Hugging Face directory; calibrated on the first 120,00
 minilm    an encoder; calibrated on the sentences of DIR/sts/sts-test.csv, measured on those of sts-dev.csv: the mean squared
           error of the embeddings, and Spearman's correlation with people's scores.
 
-A method is spelled method[+estimator][+transform...]: rtn, rtn+mse, hqq, gptq, gptq+mse, gptq+mse+awq, autoround. The output
-head and embeddings stay. "g32" falls back to one scale a row where the columns do not divide. Each line of --out is one result;
-lines that are there are not measured again. Differences to rtn come with a 95 % interval over windows, in pairs.
+A method is spelled method[+estimator][+transform...][+correction][+float]: rtn, rtn+mse, hqq, gptq, gptq+mse, gptq+mse+awq,
+autoround, gptq+mse+0.5 (half of what earlier layers lost is made up for), gptq+mse+float (inputs from the float one). A scheme
+with a slash, int8-channel/int8-token, rounds inputs too. Output heads and embeddings stay. "g32" falls back to one scale a row
+where the columns do not divide. Each line of --out is one result; lines that are there are not measured again. Differences to
+rtn come with a 95 % interval over windows, in pairs.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ from halfbin.evaluation import (
 )
 from halfbin.formats.checkpoint import open_checkpoint
 from halfbin.formats.read import layout_named
-from halfbin.models import Skeleton, load_weights, open_skeleton
+from halfbin.methods import CALIBRATED
+from halfbin.models import Skeleton, load_weights, open_skeleton, untied
 from halfbin.numerics import ESTIMATORS
 from halfbin.planning import Plan, make_plan, parse_recipe
 from halfbin.planning.recipe import CLIP, TRANSFORMS
@@ -124,11 +127,15 @@ def recipe(scheme: str, method: str, remainder: str) -> str:
     parts = method.split("+")
     estimator = next((f'estimator = "{p}"\n' for p in parts if p in RANGES), "")
     transforms = json.dumps([p for p in parts if p in TRANSFORMS])
-    name = "+".join(p for p in parts if p not in (*RANGES, *TRANSFORMS))
+    correction = next((f"correction = {p}\n" for p in parts if p.startswith(("0.", "1."))), "")
+    weights, _, rounded = scheme.partition("/")
+    inputs = f'inputs = "{rounded}"\n' if rounded else ""
+    inputs_from = 'inputs_from = "float"\n' if "float" in parts else ""
+    name = "+".join(p for p in parts if p in ("rtn", "hqq", *CALIBRATED))
     return (
-        f'remainder = "{remainder}"\nlayout = "halfbin"\n'
+        f'remainder = "{remainder}"\nlayout = "halfbin"\n{inputs_from}'
         '[[rule]]\nmatch = "*pooler*"\nweights = "keep"\n[[rule]]\nmatch = "*"\n'
-        f'weights = "{scheme}"\nmethod = "{name}"\ntransforms = {transforms}\n{estimator}'
+        f'weights = "{weights}"\n{inputs}method = "{name}"\ntransforms = {transforms}\n{estimator}{correction}'
     )
 
 
@@ -137,7 +144,11 @@ def result(subject: Subject, scheme: str, method: str, num_samples: int, remaind
     text = recipe(scheme, method, remainder)
     if not any("pooler" in name for name, _ in skeleton.model.named_modules()):
         text = text.replace('[[rule]]\nmatch = "*pooler*"\nweights = "keep"\n', "")
+    rotates = "rotate" in method.split("+")
     with open_checkpoint(skeleton.path) as checkpoint, tempfile.TemporaryDirectory() as folder:
+        if rotates:
+            skeleton = untied(skeleton, checkpoint.names)
+            checkpoint.add_copies(skeleton.copies)
         plan = make_plan(
             skeleton, checkpoint, parse_recipe(text, source="bench"), layout_named("halfbin", skeleton.dtype)
         )

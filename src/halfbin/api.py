@@ -74,6 +74,7 @@ def quantize(
     num_samples: int = NUM_SAMPLES,
     sample_length: int | None = None,
     seed: int = 0,
+    untie: bool = False,
     on_event: OnEvent | None = None,
 ) -> Report | list[Swap]:
     """Quantize a model directory into another one, or the layers of a module in place.
@@ -95,6 +96,7 @@ def quantize(
       num_samples: how many samples to take of it, at most.
       sample_length: tokens of each; what suits the model by default.
       seed: of the choice.
+      untie: write an embedding and an output head that share a tensor as two, so that rotations can change them apart.
       on_event: told of progress.
 
     Returns:
@@ -109,6 +111,7 @@ def quantize(
             force=force,
             max_kl=max_kl,
             calibration=calibration,
+            untie=untie,
         )
         return quantize_in_memory(model, recipe, on_event)
     if output is None:
@@ -124,6 +127,7 @@ def quantize(
         trust_remote_code=trust_remote_code,
         device=device,
         max_kl=max_kl,
+        untie=untie,
         calibration=Calibration(
             path=None if calibration is None else Path(calibration),
             num_samples=num_samples,
@@ -145,10 +149,15 @@ def _require_unused(**of_directories: object) -> None:
 
 
 def plan(
-    model: str | Path, *, recipe: str | Path = "int4", format: str | None = None, trust_remote_code: bool = False
+    model: str | Path,
+    *,
+    recipe: str | Path = "int4",
+    format: str | None = None,
+    trust_remote_code: bool = False,
+    untie: bool = False,
 ) -> Plan:
     """What `quantize` would do: a scheme, bytes and a reason for every site. Reads headers, no weights."""
-    job = Job(model=model, recipe=recipe, layout=format, trust_remote_code=trust_remote_code)
+    job = Job(model=model, recipe=recipe, layout=format, trust_remote_code=trust_remote_code, untie=untie)
     with planned(job) as (found, _):
         return found
 

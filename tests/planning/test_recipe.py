@@ -137,6 +137,8 @@ def test_inputs_transforms_and_calibrated_methods_are_understood() -> None:
     [
         pytest.param('transforms = ["awg"]', "awq", id="unknown transform"),
         pytest.param('transforms = "awq"', "must be a list", id="no list"),
+        pytest.param("correction = 1.5", "from 0, none, to 1", id="correction beyond all"),
+        pytest.param("correction = true", "from 0, none, to 1", id="correction is no number"),
         pytest.param('inputs = "int8-tokn"', "token", id="unknown granularity"),
         pytest.param("inputs = 8", "must be text", id="no text"),
         pytest.param('input_estimator = "mse"', "there are no inputs", id="a range of nothing"),

@@ -107,6 +107,67 @@ def test_gptq_loses_less_than_rounding_to_nearest(tmp_path: Path) -> None:
     assert errors["gptq"] < 0.9 * errors["rtn"]
 
 
+@pytest.mark.parametrize("name", ["llama", "mixtral"])
+def test_making_up_for_what_earlier_layers_lost_loses_less(name: str, tmp_path: Path) -> None:
+    errors = {}
+    for correction in (0, 1):
+        rules = GPTQ.replace("gptq", "rtn").replace("int4", "int3") + f"correction = {correction}\n"
+        folder = tmp_path / str(correction)
+        folder.mkdir()
+        _, skeleton = written(name, rules, folder, samples(32))
+        expected = outputs(loaded(name), skeleton)
+        errors[correction] = float((outputs(load_weights(skeleton, directory=folder), skeleton) - expected).norm())
+    assert errors[1] < errors[0]
+
+
+@pytest.mark.parametrize("method", ["autoround", "gptq+autoround"])
+@pytest.mark.parametrize("name", ["llama", "mixtral", "gpt2", "t5", "zamba"])
+def test_learned_codes_lose_less_than_nearest_ones(
+    name: str, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("halfbin.run.blockwise.learning.STEPS", 25)
+    errors = {}
+    for each in ("rtn", method):
+        rules = f'layout = "halfbin"\n[[rule]]\nmatch = "*"\nweights = "int3-g16"\nmethod = "{each}"\n'
+        folder = tmp_path / each
+        folder.mkdir()
+        _, skeleton = written(name, rules, folder, samples(16))
+        expected = outputs(loaded(name), skeleton)
+        errors[each] = float((outputs(load_weights(skeleton, directory=folder), skeleton) - expected).norm())
+    assert errors[method] < errors["rtn"]
+
+
+def test_what_comes_first_has_nothing_to_make_up_for(tmp_path: Path) -> None:
+    found = []
+    for correction in (0, 1):
+        folder = tmp_path / str(correction)
+        folder.mkdir()
+        written("llama", GPTQ + f"correction = {correction}\n", folder)
+        with open_quantized(folder) as checkpoint:
+            names = [name for name in checkpoint.names if "_proj" in name]
+            read = {name: checkpoint.read(name) for name in names}
+            found.append({name: q.codes for name, q in read.items() if isinstance(q, QTensor)})
+    same = {name for name in found[0] if torch.equal(found[0][name], found[1][name])}
+    assert same == {f"model.layers.0.self_attn.{kind}_proj.weight" for kind in "qkv"}
+
+
+def test_inputs_from_the_float_model_do_not_depend_on_earlier_blocks(tmp_path: Path) -> None:
+    second = '[[rule]]\nmatch = "*.layers.1.*"\nweights = "int3-g32"\nmethod = "gptq"\n'
+    first = '[[rule]]\nmatch = "*"\nweights = "int2-g32"\n'
+    for inputs_from in ("float", "quantized"):
+        found = []
+        for rules in (second, second + first):
+            folder = tmp_path / f"{inputs_from}-{len(rules)}"
+            folder.mkdir()
+            text = f'layout = "halfbin"\ninputs_from = "{inputs_from}"\n{rules}'
+            written("llama", text, folder)
+            with open_quantized(folder) as checkpoint:
+                q = checkpoint.read("model.layers.1.mlp.down_proj.weight")
+                assert isinstance(q, QTensor)
+                found.append(q.codes)
+        assert torch.equal(*found) == (inputs_from == "float")
+
+
 def test_the_same_samples_give_the_same_bytes(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()

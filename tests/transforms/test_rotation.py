@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from halfbin.errors import SchemeError
-from halfbin.transforms import Rotation, random_hadamard
+from halfbin.transforms import Rotation, mean_keeping_hadamard, random_hadamard
 
 EPS = torch.finfo(torch.float64).eps
 
@@ -87,3 +87,23 @@ def test_another_width_is_refused() -> None:
         Rotation(torch.ones(6), (torch.eye(4),))
     with pytest.raises(SchemeError, match=r"rotation of 8 cannot turn a tensor of shape \[2, 7\]"):
         random_hadamard(8)(torch.ones(2, 7))
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 12, 50, 64, 172, 384, 1280])
+def test_one_that_keeps_means_is_orthogonal_and_commutes_with_centring(n: int) -> None:
+    rotation = mean_keeping_hadamard(n, seeded())
+    x, q = numbers(3, n), rotation(torch.eye(n, dtype=torch.float64))
+    bound = 4 * (n + 8) * EPS
+    assert float((q @ q.T - torch.eye(n, dtype=torch.float64)).abs().max()) <= bound
+    size = float(x.abs().sum(1).max())
+    assert float((rotation(x) - x @ q).abs().max()) <= bound * size
+    centred = x - x.mean(-1, keepdim=True)
+    turned = rotation(x)
+    assert float((rotation(centred) - (turned - turned.mean(-1, keepdim=True))).abs().max()) <= bound * size
+
+
+def test_one_that_keeps_means_spreads_what_stands_out() -> None:
+    x = torch.zeros(1, 1024)
+    x[0, 5] = 32.0
+    # A thousand sums of random signs: beyond 5 standard deviations, 5 times what an even spread would be, there are none.
+    assert float(mean_keeping_hadamard(1024, seeded())(x).abs().max()) < 5.0

@@ -32,6 +32,13 @@ class CrossMoment:
         self.num_tokens = 0
         self._sum = torch.zeros(num_features, num_features, dtype=torch.float64, device=device)
 
+    @classmethod
+    def of_equal(cls, second_moment: Tensor, num_tokens: int) -> CrossMoment:
+        """Of two streams that have been the same so far; `second_moment` is taken over, float64 [in, in]."""
+        made = cls(0)
+        made.num_features, made.num_tokens, made._sum = len(second_moment), num_tokens, second_moment
+        return made
+
     @torch.no_grad()
     def add(self, x: Tensor, x_quantized: Tensor) -> None:
         """Observe one sample of both streams.
@@ -61,6 +68,10 @@ class CrossMoment:
             raise DataError(f"cannot merge {later.num_features} features into {self.num_features}")
         self._sum += later._sum
         self.num_tokens += later.num_tokens
+
+    def divide(self, scale: Tensor) -> None:
+        """Make of this the moment of both streams divided by scale, float64 [num_features]."""
+        self._sum.div_(scale[:, None]).div_(scale)
 
     def matrix(self) -> Tensor:
         """sum x x_quantized^T, float64 [num_features, num_features]: a row for each feature of x."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from halfbin.calibration.channel_statistics import ChannelStatistics
+from halfbin.calibration.cross_moment import CrossMoment
 from halfbin.calibration.second_moment import SecondMoment
 from halfbin.errors import DataError
 
@@ -22,6 +23,7 @@ class InputStatistics:
         self.num_features = num_features
         self.channels = ChannelStatistics(num_features)
         self._moment = SecondMoment(num_features)
+        self._cross: CrossMoment | None = None
         self._rows: list[Tensor] = []
 
     @property
@@ -29,13 +31,18 @@ class InputStatistics:
         """Rows seen."""
         return self._moment.num_tokens
 
-    def add(self, x: Tensor) -> None:
-        """Observe one call's rows, float [..., in_features].
+    def add(self, x: Tensor, unrounded: Tensor | None = None) -> None:
+        """Observe one call's rows.
+
+        Args:
+          x: float [..., in_features].
+          unrounded: what x would be if nothing had been rounded yet, shaped alike; None: x itself.
 
         Raises:
           DataError: NaN or infinity.
         """
         rows = x.detach().reshape(-1, self.num_features).to(torch.float32)
+        self._add_cross(rows, rows if unrounded is None else unrounded.detach().reshape(rows.shape).to(torch.float32))
         self._moment.add(rows)
         self.channels.add(rows)
         step = max(1, len(rows) // ROWS_PER_CALL)
@@ -56,9 +63,22 @@ class InputStatistics:
         return self._moment.matrix(dtype)
 
     def forget(self) -> None:
-        """Give the memory of the second moment and the rows back; counts and channels stay."""
+        """Give the memory of the moments and the rows back; counts and channels stay."""
         self._moment.forget()
+        self._cross = None
         self._rows.clear()
+
+    def cross(self) -> Tensor | None:
+        """X_float^T X, float64 [in_features, in_features]; None where no input has moved from what it was in float."""
+        return None if self._cross is None else self._cross.matrix()
+
+    def _add_cross(self, rows: Tensor, unrounded: Tensor) -> None:
+        if self._cross is None:
+            if unrounded is rows or torch.equal(unrounded, rows):
+                return
+            # Until now both were the same, and so were their moments.
+            self._cross = CrossMoment.of_equal(self.matrix(), self.num_tokens)
+        self._cross.add(unrounded, rows)
 
     def divide(self, scale: Tensor) -> None:
         """Make of these the statistics of x / scale.
@@ -71,4 +91,6 @@ class InputStatistics:
         wide = scale.to(torch.float64)
         self._moment.divide(wide)
         self.channels.divide(wide)
+        if self._cross is not None:
+            self._cross.divide(wide)
         self._rows = [(rows / wide).to(torch.float32) for rows in self._rows]

@@ -53,6 +53,10 @@ def quantize(
     num_samples: NumSamples = 128,
     sample_length: SampleLength = None,
     seed: Seed = 0,
+    untie: Annotated[
+        bool,
+        typer.Option("--untie", help="Write an embedding and a head that share a tensor as two; rotations need it."),
+    ] = False,
     max_kl: Annotated[
         float | None,
         typer.Option(
@@ -82,7 +86,7 @@ def quantize(
       halfbin quantize path/to/model -o out --text mine.txt --max-kl 0.1
     """
     if dry_run:
-        _show_plan(model, recipe, layout, trust_remote_code=trust_remote_code, as_json=as_json)
+        _show_plan(model, recipe, layout, trust_remote_code=trust_remote_code, untie=untie, as_json=as_json)
         return
     if output is None:
         raise typer.BadParameter("say where to write: -o OUT (or only look at the plan: --dry-run)")
@@ -110,6 +114,7 @@ def quantize(
                     num_samples=num_samples,
                     sample_length=sample_length,
                     seed=seed,
+                    untie=untie,
                     on_event=on_event,
                 )
             except LimitError as error:  # finished: the result and its report are there all the same
@@ -122,13 +127,15 @@ def quantize(
             raise exceeded
 
 
-def _show_plan(model: str, recipe: str, layout: str | None, *, trust_remote_code: bool, as_json: bool) -> None:
+def _show_plan(
+    model: str, recipe: str, layout: str | None, *, trust_remote_code: bool, untie: bool, as_json: bool
+) -> None:
     with outcome():
         from halfbin import api
         from halfbin.cli.plan_table import plan_table
 
         with progress():
-            found = api.plan(model, recipe=recipe, format=layout, trust_remote_code=trust_remote_code)
+            found = api.plan(model, recipe=recipe, format=layout, trust_remote_code=trust_remote_code, untie=untie)
         plan = found.to_json() | {"model": model}
         if as_json:
             print_json(plan)

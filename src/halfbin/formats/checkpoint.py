@@ -43,6 +43,7 @@ class Checkpoint:
         self.path = directory
         self._shards = shards
         self._owner: dict[str, Shard] = {}
+        self._copies: dict[str, str] = {}
         for shard in shards:
             for name in shard.tensors:
                 if name in self._owner:
@@ -51,6 +52,11 @@ class Checkpoint:
                         f"{directory}: tensor {name!r:.200} is in both {first} and {shard.path.name}; remove the stale one"
                     )
                 self._owner[name] = shard
+
+    def add_copies(self, copies: Mapping[str, str]) -> None:
+        """From now on hold the same tensors under more names: new name -> name."""
+        self._copies |= copies
+        self._owner |= {new: self._shard_of(name) for new, name in copies.items()}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -64,13 +70,13 @@ class Checkpoint:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all tensors, without headers."""
-        return sum(self.info(name).num_bytes for name in self._owner)
+        """Bytes of all tensors, without headers; each once."""
+        return sum(self.info(name).num_bytes for name in self._owner if name not in self._copies)
 
     @property
     def num_parameters(self) -> int:
-        """Elements of all tensors."""
-        return sum(self.info(name).numel for name in self._owner)
+        """Elements of all tensors; each once."""
+        return sum(self.info(name).numel for name in self._owner if name not in self._copies)
 
     @property
     def metadata(self) -> Mapping[str, str]:
@@ -79,15 +85,15 @@ class Checkpoint:
 
     def info(self, name: str) -> TensorInfo:
         """The header's entry for one tensor."""
-        return self._shard_of(name).tensors[name]
+        return self._shard_of(name).tensors[self._copies.get(name, name)]
 
     def read(self, name: str) -> Tensor:
         """One tensor, in memory of its own."""
-        return self._shard_of(name).read(name)
+        return self._shard_of(name).read(self._copies.get(name, name))
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows start <= i < stop of the first dimension, in memory of their own."""
-        return self._shard_of(name).read_rows(name, start, stop)
+        return self._shard_of(name).read_rows(self._copies.get(name, name), start, stop)
 
     def file_of(self, name: str) -> Path:
         """The file that holds a tensor."""

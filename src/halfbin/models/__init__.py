@@ -7,6 +7,7 @@ from halfbin.models.sites import Site, find_sites
 from halfbin.models.skeleton import Skeleton, open_skeleton, read_config, targets
 from halfbin.models.stored_inputs import quantize_stored_inputs
 from halfbin.models.structure import Structure
+from halfbin.models.untying import untied
 
 __all__ = [
     "Site",
@@ -21,4 +22,5 @@ __all__ = [
     "read_config",
     "require_fit",
     "targets",
+    "untied",
 ]

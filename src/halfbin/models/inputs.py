@@ -51,14 +51,20 @@ class Group(Generic[O]):
 class Inputs(Generic[O]):
     """Gathers groups from the products of many calls; give `see` to a `Watch`, and say when a call begins."""
 
-    def __init__(self, make: Callable[[int], O], wanted: Callable[[Place], bool] = lambda place: True) -> None:
+    def __init__(
+        self,
+        make: Callable[[int], O],
+        wanted: Callable[[Place], bool] = lambda place: True,
+        take: Callable[[O, Product], None] = lambda observer, product: observer.add(product.x.detach()),
+    ) -> None:
         """Observe nothing yet.
 
         Args:
           make: a new observer for inputs of so many features.
           wanted: asked once for each weight; products with others are passed over.
+          take: gives an observer the rows of a product.
         """
-        self._make, self._wanted = make, wanted
+        self._make, self._wanted, self._take = make, wanted, take
         self._group_of: dict[Place, Group[O] | None] = {}
         self._groups: list[Group[O]] = []
         # By the input's memory, which is watched and not held: once it is given back, others may get it.
@@ -82,7 +88,7 @@ class Inputs(Generic[O]):
         group = self._group_of[place]
         if group is not None and (fed is None or fed[1] is not group):
             self._fed[key] = (_Watched(x), group)
-            group.observer.add(x.detach())
+            self._take(group.observer, product)
 
     def groups(self) -> Iterator[Group[O]]:
         """All groups, in the order in which they were first seen."""

@@ -61,7 +61,9 @@ def load_weights(
         def lazily(name: str) -> LazyTensor:
             return LazyTensor(lambda: checkpoint.read_values(name, dtype))
 
-        model = load_state(skeleton, {name: lazily(name) for name in checkpoint.names}, dtype=dtype)
+        copies = skeleton.copies if directory is None else {}
+        weights = {name: lazily(copies.get(name, name)) for name in (*checkpoint.names, *copies)}
+        model = load_state(skeleton, weights, dtype=dtype)
         quantize_stored_inputs(model, skeleton, checkpoint, as_client=as_client)
         return model
 

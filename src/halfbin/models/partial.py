@@ -63,6 +63,7 @@ class PartialModel:
         for name, target in self.targets.items():
             self._from_disk.setdefault(self.canonical(target.parameter), []).append(name)
         self._kept: dict[str, Tensor] = {}
+        self.on_load: Callable[[set[str]], None] = lambda names: None  # called with the parameters that have come
         self._load_buffers()
 
     def canonical(self, parameter: str) -> str:
@@ -87,6 +88,7 @@ class PartialModel:
             if parameter is None:
                 raise ModelError(f"{self._path}: no tensor fills the parameter {name!r}")
             self.put(name, self._kept.get(name, parameter))
+        self.on_load(set(wanted))
 
     def release(self, parameters: Iterable[str]) -> None:
         """Give the memory of parameters back."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -60,7 +60,7 @@ class Product:
 class Watch(TorchFunctionMode):
     """Inside a `with` block, `on_product` is called before every product with one of the parameters."""
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], on_product: Callable[[Product], None]) -> None:
+    def __init__(self, parameters: Mapping[str, Tensor], on_product: Callable[[Product], None]) -> None:
         super().__init__()
         self._names = {p.untyped_storage().data_ptr(): name for name, p in parameters.items() if p.ndim >= 2}
         self._on_product = on_product

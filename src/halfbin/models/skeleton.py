@@ -7,8 +7,8 @@ the meta device, and which checkpoint tensor becomes which parameter is asked of
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,13 @@ class Skeleton:
     path:   the directory it came from.
     config: transformers' configuration object.
     model:  the model on the meta device: modules, names and shapes, no numbers.
+    copies: tensors that the directory does not hold, by name, each with the one that it is read from; see `untied`.
     """
 
     path: Path
     config: Any
     model: nn.Module
+    copies: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def model_class(self) -> type[Any]:
@@ -115,6 +117,12 @@ def open_skeleton(directory: Path, *, trust_remote_code: bool = False) -> Skelet
             f"build: {type(error).__name__}: {error}; take the file from where the weights came from, or another transformers"
         ) from error
     return Skeleton(directory, config, model)
+
+
+def build_like(skeleton: Skeleton, config: Any) -> nn.Module:
+    """A model of the skeleton's class from another configuration, on torch's default device."""
+    make: Callable[[Any], nn.Module] = skeleton.model_class
+    return make(config)
 
 
 def _without_quantization(config: Any) -> Any:

@@ -71,9 +71,11 @@ class Stop:
         args, kwargs = copied((call.args, call.kwargs), tensors=self.mutates)
         return self.forward(*args, **kwargs)
 
-    def run_with(self, call: Call, parameters: Mapping[str, Tensor]) -> Any:
+    def run_with(self, call: Call, parameters: Mapping[str, Tensor], *, final: bool = False) -> Any:
         """Compute the block for one batch with other values for some parameters, by their names in the block."""
-        args, kwargs = copied((call.args, call.kwargs), tensors=self.mutates)
+        args, kwargs = call.args, call.kwargs
+        if not final:
+            args, kwargs = copied((args, kwargs), tensors=self.mutates)
         return functional_call(self.block.module, dict(parameters), args, kwargs)
 
     def handing_on(self, call: Call) -> Callable[[], Any]:

@@ -43,13 +43,14 @@ class SitePlan:
     transforms: tuple[str, ...] = ()
     inputs: InputScheme | None = None
     input_estimator: str = "minmax"
+    correction: float = 0.0
 
     @property
     def needs_data(self) -> bool:
         """Whether calibration data decide about its codes."""
         static = self.inputs is not None and self.inputs.needs_scale
         asks = self.method in CALIBRATED or self.estimator == CLIP or bool(self.transforms) or static
-        return self.quantized and asks
+        return self.quantized and (asks or self.correction > 0)
 
     @property
     def method_without_data(self) -> str:
@@ -77,6 +78,7 @@ class SitePlan:
             "method": self.method if self.quantized else None,
             "inputs": str(self.inputs) if self.quantized and self.inputs else None,
             "transforms": list(self.transforms) if self.quantized else [],
+            "correction": self.correction if self.quantized else 0.0,
             "reason": self.reason,
             "bytes_before": self.bytes_before,
             "bytes_after": self.bytes_after,
@@ -117,6 +119,11 @@ class Plan:
     def needs_data(self) -> bool:
         """Whether calibration data are needed."""
         return any(site.needs_data for site in self.sites)
+
+    @property
+    def needs_float_stream(self) -> bool:
+        """Whether some method asks what the float model would have given in the same place."""
+        return any(s.quantized and (s.correction > 0 or "autoround" in s.method) for s in self.sites)
 
     @property
     def schemes(self) -> dict[str, Scheme]:
@@ -248,7 +255,17 @@ def _plan_site(site: Site, recipe: Recipe, layout: WeightLayout) -> SitePlan:
     if rule is None:
         return SitePlan(site, weights, "rtn", "minmax", reason, before, after)
     return SitePlan(
-        site, weights, rule.method, rule.estimator, reason, before, after, rule.transforms, inputs, rule.input_estimator
+        site,
+        weights,
+        rule.method,
+        rule.estimator,
+        reason,
+        before,
+        after,
+        rule.transforms,
+        inputs,
+        rule.input_estimator,
+        rule.correction,
     )
 
 

@@ -16,6 +16,7 @@
     method = "gptq"                    # "rtn" unless said otherwise; "hqq", and "gptq", which needs calibration data
     inputs = "int8-token"              # what the layer's inputs are rounded to while it runs: w8a8 and the like
     transforms = ["awq"]               # rewrites of the float model before that: "awq", "smoothquant"; data too
+    correction = 0.5                   # how far weights make up for what earlier layers lost, 0 to 1; data too
 
 Embeddings, output heads and routers are protected: a glob with a wildcard passes them by, and only their full name or
 their role ("role:head") reaches them. What no rule matches stays as it is. A rule for a name that no site of the model has
@@ -26,6 +27,9 @@ its own, "row" gives the whole site one scale per row, "refuse" is an error.
 
 A scheme that does not say how scales are stored ("-f16", "-bf16", "-f32") stores them in the model's own type, since that
 is what clients cast them to: the codes are chosen with the scale that the client will really use.
+
+`inputs_from` says what calibration data have gone through before they reach a block: "quantized", the blocks before it as
+they were rounded, unless said otherwise; or "float", those of the float model.
 
 `others` ("keep" unless said otherwise) is what floats that are no sites are cast to: norms, biases, tables. `layout` is how
 the result is written unless the user says `--format`: "compressed-tensors", "halfbin" or "safetensors".
@@ -62,9 +66,10 @@ CASTS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _CAST_NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}  # what others call them
 LAYOUTS = ("compressed-tensors", "halfbin", "safetensors")
 RECIPE_BYTES_MAX = 2**20
-TRANSFORMS = ("awq", "smoothquant")
+TRANSFORMS = ("rotate", "awq", "smoothquant")
 CLIP = "clip"  # ranges searched for the least error of the layer's outputs, which needs data
-RULE_KEYS = ("match", "weights", "method", "estimator", "transforms", "inputs", "input_estimator")
+STREAMS = ("quantized", "float")
+RULE_KEYS = ("match", "weights", "method", "estimator", "transforms", "inputs", "input_estimator", "correction")
 RANGED = ("rtn", *CALIBRATED)  # methods whose ranges an estimator chooses
 
 Weights: TypeAlias = Scheme | torch.dtype | None  # a scheme to round to, a type to cast to, or None: keep
@@ -82,6 +87,7 @@ class Rule:
     transforms: tuple[str, ...] = ()
     inputs: InputScheme | None = None  # what the layer's inputs are rounded to while it runs
     input_estimator: str = "minmax"  # of the range of static ones
+    correction: float = 0.0  # the share of what earlier layers lost that weights make up for
 
     def fits(self, site: Site) -> bool:
         """Whether this rule speaks of `site`; protected roles must be meant, not swept up."""
@@ -104,6 +110,8 @@ class Recipe:
     remainder: str = "tail"
     layout: str = "compressed-tensors"
     others: torch.dtype | None = None
+    inputs_from: str = "quantized"
+    untie: bool = False
     description: str = ""
 
     def rule_for(self, site: Site) -> Rule | None:
@@ -158,16 +166,25 @@ def parse_recipe(text: str, *, source: str) -> Recipe:
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"recipe {source}: not valid TOML: {error}") from error
     where = f"recipe {source}"
-    _known_keys(raw, ("name", "description", "remainder", "layout", "others", "rule"), where)
+    _known_keys(raw, ("name", "description", "remainder", "layout", "others", "inputs_from", "untie", "rule"), where)
     rules = raw.get("rule")
     if not isinstance(rules, list) or not rules:
         raise RecipeError(f"recipe {source}: no [[rule]]; a recipe needs at least one, with match and weights")
+    inputs_from = _choice(raw, "inputs_from", STREAMS, "quantized", where)
+    found = tuple(_rule(rule, f"recipe {source}, rule {i}") for i, rule in enumerate(rules, start=1))
+    if inputs_from == "float" and any(rule.correction for rule in found):
+        raise RecipeError(
+            f"{where}: correction makes up for what earlier blocks have lost, and with inputs_from = 'float' nothing is lost: "
+            "leave one of them out"
+        )
     return Recipe(
         name=_text(raw, "name", source, where),
-        rules=tuple(_rule(rule, f"recipe {source}, rule {i}") for i, rule in enumerate(rules, start=1)),
+        rules=found,
         remainder=_choice(raw, "remainder", REMAINDERS, "tail", where),
         layout=_choice(raw, "layout", LAYOUTS, "compressed-tensors", where),
         others=CASTS.get(_choice(raw, "others", ("keep", *CASTS), "keep", where)),
+        inputs_from=inputs_from,
+        untie=_flag(raw, "untie", where),
         description=_text(raw, "description", "", where),
     )
 
@@ -203,6 +220,7 @@ def _rule(raw: object, where: str) -> Rule:
         transforms=_transforms(raw, where),
         inputs=_inputs(raw, where),
         input_estimator=_choice(raw, "input_estimator", tuple(ESTIMATORS), "minmax", where),
+        correction=_share(raw, "correction", where),
     )
 
 
@@ -244,6 +262,20 @@ def _weights(text: str, where: str) -> Weights:
         near = difflib.get_close_matches(text, ["keep", *CASTS, *_CAST_NAMES], n=1)
         hint = f"; for a cast write {_CAST_NAMES.get(near[0], near[0])!r}" if near else ""
         raise RecipeError(f"{where}: weights = {text!r}: {error}{hint}") from error
+
+
+def _flag(raw: Mapping[str, Any], key: str, where: str) -> bool:
+    value = raw.get(key, False)
+    if not isinstance(value, bool):
+        raise RecipeError(f"{where}: {key} = {value!r} must be true or false")
+    return value
+
+
+def _share(raw: Mapping[str, Any], key: str, where: str) -> float:
+    value = raw.get(key, 0.0)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise RecipeError(f"{where}: {key} = {value!r} must be a number from 0, none, to 1, all of it")
+    return float(value)
 
 
 def _text(raw: Mapping[str, Any], key: str, default: str, where: str) -> str:

@@ -66,7 +66,12 @@ def assemble(
         calibration=_calibration(finished.samples),
         timings=seconds,
         peak_memory_bytes=peak_memory_bytes,
-        warnings=(*finished.warnings, *_remarks(plan), *_calibration_remarks(finished)),
+        warnings=(
+            *finished.warnings,
+            *_remarks(plan),
+            *finished.written.remarks,
+            *_calibration_remarks(finished),
+        ),
         model_class=plan.skeleton.model_class.__name__,
     )
 

@@ -62,6 +62,7 @@ class Written:
     # Reading, rounding (and packing) and comparing go on in several threads at once, and are the sum of theirs;
     # writing and reading back follow the clock.
     seconds: Mapping[str, float]
+    remarks: tuple[str, ...] = ()  # about the whole model
 
     def transformed(self, name: str) -> bool:
         """Whether a tensor was changed before it was rounded."""
@@ -98,9 +99,11 @@ def execute(
     pieces = _pieces(plan)
     shards = _shards(pieces, shard_bytes)
     worker = _Worker(plan, checkpoint, device)
+    remarks: Sequence[str] = ()
     with _Output(directory, pieces, shards) as output:
         if plan.needs_data:
-            quantize_blocks(plan, checkpoint, batches, lambda r: output.take(r, plan), on_step=on_block)
+            outcome = quantize_blocks(plan, checkpoint, batches, lambda r: output.take(r, plan), on_step=on_block)
+            remarks = outcome.remarks
             output.note_unreached(plan)
         done = sum(checkpoint.info(name).num_bytes for name in output.complete)
         tasks = (task for name in pieces if name not in output.complete for task in worker.tasks(name, pieces[name]))
@@ -108,7 +111,7 @@ def execute(
             output.append(task.name, slab, last=task.last)
             done += task.input_bytes
             if on_step:
-                on_step(done, plan.bytes_before)
+                on_step(min(done, plan.bytes_before), plan.bytes_before)  # copies are read again
     if len(shards) > 1:
         _write_index(directory, shards, pieces)
     _write_config(plan, directory)
@@ -116,7 +119,7 @@ def execute(
     with output.laps.lap("reading back"):
         _read_back(directory, output.checksums)
     errors = {name: TensorError.of(sums) for name, sums in output.errors.items()}
-    return Written(errors, tuple(shards), output.decided, output.laps.seconds)
+    return Written(errors, tuple(shards), output.decided, output.laps.seconds, tuple(remarks))
 
 
 class _Output:
@@ -352,6 +355,8 @@ def _write_config(plan: Plan, directory: Path) -> None:
     """The model's own config, with how to read its weights."""
     config: dict[str, Any] = json.loads((plan.directory / "config.json").read_bytes())
     config.pop("quantization_config", None)
+    if plan.skeleton.copies:
+        _untie(config)
     rounded = {s.site.tensor: (s.weights, s.site.shape) for s in plan.sites if isinstance(s.weights, Scheme)}
     inputs = {s.site.tensor: s.inputs for s in plan.sites if s.quantized and s.inputs}
     if rounded and (how := plan.layout.config(rounded, _left_linears(plan), inputs, _renamed_modules(plan))):
@@ -360,6 +365,13 @@ def _write_config(plan: Plan, directory: Path) -> None:
         config["dtype"] = str(plan.recipe.others).removeprefix("torch.")
         config.pop("torch_dtype", None)
     write_json(directory / "config.json", config)
+
+
+def _untie(config: dict[str, Any]) -> None:
+    config["tie_word_embeddings"] = False
+    text = config.get("text_config")
+    if isinstance(text, dict):
+        text["tie_word_embeddings"] = False
 
 
 def _renamed_modules(plan: Plan) -> dict[str, str]:

@@ -12,7 +12,7 @@ from halfbin.errors import HalfbinError, LimitError
 from halfbin.evaluation import Windows
 from halfbin.formats.checkpoint import Checkpoint, open_checkpoint
 from halfbin.formats.read import layout_named, open_quantized
-from halfbin.models import open_skeleton, require_fit
+from halfbin.models import open_skeleton, require_fit, untied
 from halfbin.planning import Plan, load_recipe, make_plan
 from halfbin.run import html
 from halfbin.run.assemble import Finished, assemble
@@ -52,6 +52,7 @@ class Job:
     force: bool = False
     trust_remote_code: bool = False
     device: str = "cpu"
+    untie: bool = False
     calibration: Calibration = field(default_factory=Calibration)
     max_kl: float | None = None
 
@@ -86,6 +87,9 @@ def planned(job: Job) -> Iterator[tuple[Plan, Checkpoint]]:
     directory = model_directory(job.model)
     with open_checkpoint(directory) as checkpoint:
         skeleton = open_skeleton(directory, trust_remote_code=job.trust_remote_code)
+        if job.untie or recipe.untie:
+            skeleton = untied(skeleton, checkpoint.names)
+            checkpoint.add_copies(skeleton.copies)
         layout = layout_named(job.layout or recipe.layout, skeleton.dtype)
         found = make_plan(skeleton, checkpoint, recipe, layout)
         require_fit(skeleton, checkpoint)

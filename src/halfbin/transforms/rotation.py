@@ -96,3 +96,39 @@ def random_hadamard(n: int, generator: torch.Generator | None = None) -> Rotatio
     """
     signs = torch.randint(0, 2, (n,), generator=generator).to(torch.float64) * 2 - 1
     return Rotation(signs, tuple(f / math.sqrt(len(f)) for f in kronecker_factors(largest_order(n))))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Composed:
+    """Rotations one after the other, orthogonal as each of them is.
+
+    parts: of one size; x goes through the first one first.
+    """
+
+    parts: tuple[Rotation, ...]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x Q, computed in float64 and rounded once to x's type; x is float [..., size]."""
+        wide = x.to(torch.float64)
+        for part in self.parts:
+            wide = part(wide)
+        return wide.to(x.dtype)
+
+
+def mean_keeping_hadamard(n: int, generator: torch.Generator | None = None) -> Composed:
+    """Q = H D H^T with random signs D that leaves rows of equal numbers as they are: Q 1 = 1.
+
+    So it commutes with taking the mean away, and a LayerNorm needs no centring: centre(x Q) = centre(x) Q. H's first column
+    is all ones, and D's first sign in each block is 1. The entries of a block are sums of b random signs over b: of the order
+    of 1 / sqrt(b), where `random_hadamard` has exactly that, so that a single large number is spread a little less evenly.
+
+    Args:
+      n: numbers to rotate together; in blocks where n is no order of a Hadamard matrix, as `random_hadamard`.
+      generator: of the signs; torch's own when absent.
+    """
+    signs = torch.randint(0, 2, (n,), generator=generator).to(torch.float64) * 2 - 1
+    block = largest_order(n)
+    signs[::block] = 1
+    factors = tuple(f * f[:, :1] / math.sqrt(len(f)) for f in kronecker_factors(block))
+    there = Rotation(torch.ones(n, dtype=torch.float64), factors)
+    return Composed((there, Rotation(signs, tuple(f.T for f in factors))))

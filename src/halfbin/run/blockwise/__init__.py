@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from halfbin.run.blockwise.loop import Outcome, Rounded, Settings, quantize_blocks
+from halfbin.run.blockwise.loop import Outcome, Rounded, quantize_blocks
 
-__all__ = ["Outcome", "Rounded", "Settings", "quantize_blocks"]
+__all__ = ["Outcome", "Rounded", "quantize_blocks"]

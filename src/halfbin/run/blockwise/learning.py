@@ -21,6 +21,7 @@ NUM_JUDGED = 2  # calls whose loss decides which step was best
 
 def learn_codes(
     stop: Stop,
+    calls: Sequence[Call],
     targets: Sequence[Tensor],
     sites: Sequence[tuple[SitePlan, Sequence[Place]]],
     parameters: Mapping[str, Tensor],
@@ -31,15 +32,15 @@ def learn_codes(
     """Codes of the sites, by their names on disk.
 
     Args:
-      stop: the block; the first call is the probe's and is not learned from.
-      targets: for each other call, what the float block gave.
+      stop: the block.
+      calls: of it, to learn from.
+      targets: for each call, what the block should give.
       sites: those to learn, and where their matrices lie.
-      parameters: the block's, by full name, with the float values of these sites and the rounded ones of others.
+      parameters: the block's, by full name, rounded; what these sites hold is not used.
       names: from full names to those inside the block.
       start: codes to begin with.
       values: the float weights as they are stored, by their names on disk.
     """
-    calls = stop.calls[1:]
     chosen = {planned.site.tensor: (planned, places) for planned, places in sites}
     weights = {name: values[name].to(torch.float32) for name in chosen}
     schemes = {name: p.weights for name, (p, _) in chosen.items() if isinstance(p.weights, Scheme)}

@@ -12,7 +12,7 @@ from halfbin.calibration import InputStatistics
 from halfbin.errors import DataError
 from halfbin.evaluation.layers import TensorError
 from halfbin.kernels.errors import ErrorSums
-from halfbin.methods import METHODS, Factor, clipped, factorise, gptq
+from halfbin.methods import METHODS, Factor, clipped, corrected, factorise, gptq
 from halfbin.methods.cholesky import DAMPING
 from halfbin.methods.clip import after_correction
 from halfbin.models.inputs import Group
@@ -131,12 +131,17 @@ def _round(
     first = planned.method.partition("+")[0]
     first = "rtn" if first == "autoround" else first
     plain = rounding(planned.method_without_data, planned.estimator)
-    if first in METHODS and planned.estimator != CLIP:
+    if first in METHODS and planned.estimator != CLIP and not planned.correction:
         return plain(weight, scheme), None
     seen = 0 if group is None else group.observer.num_tokens
     if group is None or seen < ENOUGH_TOKENS:
         return plain(weight, scheme), f"rounded without data: {seen} calibration tokens reached it"
+    cross = group.observer.cross() if planned.correction else None
+    if cross is not None:
+        weight = corrected(weight, cross, group.observer.matrix(), share=planned.correction)
     if first in METHODS:
+        if planned.estimator != CLIP:
+            return plain(weight, scheme), None
         scale, zero_point = clipped(weight, scheme, factors.moment(group))
         return quantize(weight, scheme, scale=scale, zero_point=zero_point), None
     try:
