@@ -55,6 +55,8 @@ def quantize(
     num_samples: int = NUM_SAMPLES,
     sample_length: int | None = None,
     seed: int = 0,
+    activations: str = "auto",
+    untie: bool = False,
     on_event: OnEvent | None = None,
 ) -> Report: ...
 def quantize(
@@ -74,6 +76,7 @@ def quantize(
     num_samples: int = NUM_SAMPLES,
     sample_length: int | None = None,
     seed: int = 0,
+    activations: str = "auto",
     untie: bool = False,
     on_event: OnEvent | None = None,
 ) -> Report | list[Swap]:
@@ -96,6 +99,8 @@ def quantize(
       num_samples: how many samples to take of it, at most.
       sample_length: tokens of each; what suits the model by default.
       seed: of the choice.
+      activations: where what stands between two blocks is kept while a run is calibrated: "memory", "disk" (in files that
+        leave nothing behind), or "auto", which takes the disk from a quarter of the free memory on. Results are the same.
       untie: write an embedding and an output head that share a tensor as two, so that rotations can change them apart.
       on_event: told of progress.
 
@@ -128,6 +133,7 @@ def quantize(
         device=device,
         max_kl=max_kl,
         untie=untie,
+        activations=activations,
         calibration=Calibration(
             path=None if calibration is None else Path(calibration),
             num_samples=num_samples,
@@ -154,10 +160,27 @@ def plan(
     recipe: str | Path = "int4",
     format: str | None = None,
     trust_remote_code: bool = False,
+    calibration: str | Path | None = None,
+    num_samples: int = NUM_SAMPLES,
+    sample_length: int | None = None,
+    activations: str = "auto",
     untie: bool = False,
 ) -> Plan:
-    """What `quantize` would do: a scheme, bytes and a reason for every site. Reads headers, no weights."""
-    job = Job(model=model, recipe=recipe, layout=format, trust_remote_code=trust_remote_code, untie=untie)
+    """What `quantize` would do: a scheme, bytes and a reason for every site. Reads headers, no weights.
+
+    How much it calibrates on, and where activations are kept, count for the memory that the plan tells.
+    """
+    job = Job(
+        model=model,
+        recipe=recipe,
+        layout=format,
+        trust_remote_code=trust_remote_code,
+        calibration=Calibration(
+            path=None if calibration is None else Path(calibration), num_samples=num_samples, length=sample_length
+        ),
+        activations=activations,
+        untie=untie,
+    )
     with planned(job) as (found, _):
         return found
 

@@ -56,7 +56,7 @@ def test_a_block_that_fails_raises_in_the_callers_thread_and_leaves_the_model_as
         w.partial.load(p for block in w.blocks for p in block.parameters)
         bad = {"input_ids": torch.full((1, 4), 10_000)}
         with pytest.raises(IndexError):
-            next(iter(walk(w.partial.model, w.blocks, [bad])))
+            next(iter(walk(w.partial.model, w.blocks, [bad, *w.inputs(2)])))
         assert all("forward" not in vars(block.module) for block in w.blocks)
 
 

@@ -136,6 +136,11 @@ class SecondMoment:
         self._strips = []
 
 
+def sum_bytes(num_features: int) -> int:
+    """What a `SecondMoment` of so many features holds."""
+    return sum(8 * (rows.stop - rows.start) * (num_features - rows.start) for rows in _strips(num_features))
+
+
 @torch.no_grad()
 def upper_product(x: Tensor) -> Tensor:
     """What one sample adds to a `SecondMoment`, for a worker to send: the upper triangle of x^T x.

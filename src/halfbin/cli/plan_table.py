@@ -53,8 +53,9 @@ def _totals(plan: Mapping[str, Any]) -> Table:
     table.add_row("model", plain(plan["model"], "bold") + plain(f"   {plan['recipe']}, {plan['layout']}", "dim"))
     table.add_row("sites", f"{count(len(quantized), 'site')} of {len(plan['sites'])} would be quantized")
     table.add_row("size", f"{size(before)} → {size(after)}, {ratio(before, after)} smaller")
+    on_disk = "; activations on disk" if plan.get("activations") == "disk" else ""
     table.add_row(
-        "memory", f"{size(plan['peak_memory_bytes'])} besides the program itself; measuring quality takes more"
+        "memory", f"{size(plan['peak_memory_bytes'])} besides the program itself{on_disk}; measuring quality takes more"
     )
     if plan.get("seconds") is not None:
         table.add_row("time", f"about {duration(plan['seconds'])}")

@@ -104,14 +104,21 @@ class _Abandoned(BaseException):
 class _Runner:
     """One batch's thread."""
 
-    def __init__(self, index: int, model: nn.Module, inputs: Inputs, context: Callable[[int], Any]) -> None:
+    def __init__(
+        self,
+        index: int,
+        model: nn.Module,
+        inputs: Inputs,
+        context: Callable[[int], Any],
+        hold: Callable[[Any], None],
+    ) -> None:
         self.index = index
         self.call: Call | None = None  # what it waits for
         self.error: BaseException | None = None
         self.finished = False
         self._go: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         self._stands: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._model, self._inputs, self._context = model, inputs, context
+        self._model, self._inputs, self._context, self._hold = model, inputs, context, hold
         self._threads = torch.get_num_threads()
         self._thread = threading.Thread(target=self._body, name=f"halfbin-sample-{index}", daemon=True)
 
@@ -126,6 +133,7 @@ class _Runner:
 
     def stand(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Called in the thread: wait for the block's output."""
+        self._hold((args, kwargs))
         call = self.call = Call(self.index, module, args, kwargs)
         self._stands.put(None)
         error = self._go.get()
@@ -135,6 +143,8 @@ class _Runner:
         return call.output
 
     def abandon(self) -> None:
+        if self._thread.ident is None:  # an earlier batch failed before this one began
+            return
         if not self.finished and self._thread.is_alive():
             self.go_on(_Abandoned())
         self._thread.join()
@@ -164,6 +174,7 @@ def walk(
     *,
     until: nn.Module | None = None,
     context: Callable[[int], Any] = contextlib.nullcontext,
+    hold: Callable[[Any], None] = lambda arguments: None,
 ) -> Iterator[Stop]:
     """Yield each block with the calls that stand before it, in the order in which the model calls them.
 
@@ -176,11 +187,12 @@ def walk(
       batches: keyword arguments of the model's calls, one mapping for each batch.
       until: where a batch's way ends: a module whose outputs nobody needs, such as the head.
       context: context(batch) is entered in that batch's thread, around everything outside the blocks.
+      hold: given the arguments of each call when a batch begins to wait before a block; may move what they hold.
 
     Raises:
       Whatever the model raises.
     """
-    runners = [_Runner(i, model, inputs, context) for i, inputs in enumerate(batches)]
+    runners = [_Runner(i, model, inputs, context, hold) for i, inputs in enumerate(batches)]
 
     def resume(call: Call) -> None:
         call.answered = True

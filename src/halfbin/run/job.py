@@ -15,8 +15,9 @@ from halfbin.formats.read import layout_named, open_quantized
 from halfbin.models import open_skeleton, require_fit, untied
 from halfbin.planning import Plan, load_recipe, make_plan
 from halfbin.run import html
+from halfbin.run.activations import require_memory, with_reading
 from halfbin.run.assemble import Finished, assemble
-from halfbin.run.calibration import TOKENS_AT_ONCE, Calibration, samples_for
+from halfbin.run.calibration import TOKENS_AT_ONCE, Calibration, reading_of, samples_for
 from halfbin.run.client import loadable, settle_client
 from halfbin.run.device import require_device
 from halfbin.run.events import Event, OnEvent
@@ -54,6 +55,7 @@ class Job:
     device: str = "cpu"
     untie: bool = False
     calibration: Calibration = field(default_factory=Calibration)
+    activations: str = "auto"
     max_kl: float | None = None
 
 
@@ -93,7 +95,7 @@ def planned(job: Job) -> Iterator[tuple[Plan, Checkpoint]]:
         layout = layout_named(job.layout or recipe.layout, skeleton.dtype)
         found = make_plan(skeleton, checkpoint, recipe, layout)
         require_fit(skeleton, checkpoint)
-        yield loadable(found), checkpoint
+        yield with_reading(loadable(found), reading_of(skeleton, job.calibration), job.activations), checkpoint
 
 
 def run_job(job: Job, target: Path, on_event: OnEvent | None = None) -> Report:
@@ -126,6 +128,7 @@ def run_job(job: Job, target: Path, on_event: OnEvent | None = None) -> Report:
 
 def _carry_out(job: Job, plan: Plan, checkpoint: Checkpoint, work: Path, *, text: Text, clock: _Clock) -> Finished:
     """Write, read back and measure; nothing of it has its final name yet."""
+    require_memory(plan)
     obstacle = _obstacle(job, plan, checkpoint)
     windows = None if obstacle else _windows(plan, text)
     samples = samples_for(plan.skeleton, job.calibration) if plan.needs_data else None

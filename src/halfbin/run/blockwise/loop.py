@@ -6,6 +6,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from halfbin.kernels.errors import ErrorSums
 from halfbin.models import Structure
 from halfbin.models.blocks import find_blocks
 from halfbin.models.inputs import Group, Inputs
+from halfbin.models.mapped import MappedMemory
 from halfbin.models.partial import PartialModel
 from halfbin.models.placement import Places, find_places
 from halfbin.models.probe import Consumer, Pair, Probe, find_pairs, unseen
@@ -88,6 +90,7 @@ def quantize_blocks(
     batches: Sequence[Tensor],
     emit: Emit,
     *,
+    activations: Path | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Outcome:
     """Carry out what a plan wants data for, and everything in the same blocks.
@@ -97,6 +100,7 @@ def quantize_blocks(
       checkpoint: the float weights.
       batches: token ids, int64 [num_samples, length] each.
       emit: given every tensor that was decided, as soon as it is; the others are the caller's.
+      activations: a folder for files that hold what stands between blocks; None: it is kept in memory.
       on_step: called with (blocks done, blocks in all).
 
     Raises:
@@ -108,14 +112,16 @@ def quantize_blocks(
             "recipe without data, such as int8"
         )
     return_large_tensors()
-    return _Loop(plan, checkpoint, batches, emit).run(on_step)
+    return _Loop(plan, checkpoint, batches, emit, activations).run(on_step)
 
 
 class _Loop:
     """One calibrated run."""
 
-    def __init__(self, plan: Plan, checkpoint: Checkpoint, batches: Sequence[Tensor], emit: Emit) -> None:
-        self._plan, self._emit, self._batches = plan, emit, batches
+    def __init__(
+        self, plan: Plan, checkpoint: Checkpoint, batches: Sequence[Tensor], emit: Emit, activations: Path | None
+    ) -> None:
+        self._plan, self._emit, self._batches, self._activations = plan, emit, batches, activations
         self._from_quantized = plan.recipe.inputs_from == "quantized"
         self._partial = PartialModel(plan.skeleton, checkpoint)
         self._blocks = find_blocks(self._partial.model)
@@ -153,7 +159,10 @@ class _Loop:
             self._rotate(order, owners, first)
         outside = _Rest(self, rest)
         until = None if outside.wants_all else self.structure.head
-        for done, stop in enumerate(walk(model, self._blocks, inputs, until=until, context=outside.watch), 1):
+        hold = MappedMemory(self._activations).take if self._activations else _leave
+        for done, stop in enumerate(
+            walk(model, self._blocks, inputs, until=until, context=outside.watch, hold=hold), 1
+        ):
             with partial.loaded(stop.block.parameters):
                 if stop.visit == 0:
                     self._block(stop)
@@ -535,6 +544,10 @@ class _Rest:
         with torch.no_grad():
             self._part.round()
             self._part.give_out()
+
+
+def _leave(arguments: object) -> None:
+    """Activations stay in memory."""
 
 
 def _inside_of(wanted: Sequence[Place]) -> Callable[[Place], bool]:
