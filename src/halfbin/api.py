@@ -57,6 +57,7 @@ def quantize(
     seed: int = 0,
     activations: str = "auto",
     untie: bool = False,
+    all_experts: bool = False,
     on_event: OnEvent | None = None,
 ) -> Report: ...
 def quantize(
@@ -78,6 +79,7 @@ def quantize(
     seed: int = 0,
     activations: str = "auto",
     untie: bool = False,
+    all_experts: bool = False,
     on_event: OnEvent | None = None,
 ) -> Report | list[Swap]:
     """Quantize a model directory into another one, or the layers of a module in place.
@@ -101,6 +103,7 @@ def quantize(
       seed: of the choice.
       activations: where what stands between two blocks is kept while a run is calibrated: "memory", "disk" (in files that
         leave nothing behind), or "auto", which takes the disk from a quarter of the free memory on. Results are the same.
+      all_experts: let every expert of a mixture see every token while statistics are taken, whatever the router says.
       untie: write an embedding and an output head that share a tensor as two, so that rotations can change them apart.
       on_event: told of progress.
 
@@ -117,6 +120,7 @@ def quantize(
             max_kl=max_kl,
             calibration=calibration,
             untie=untie,
+            all_experts=all_experts,
         )
         return quantize_in_memory(model, recipe, on_event)
     if output is None:
@@ -134,6 +138,7 @@ def quantize(
         max_kl=max_kl,
         untie=untie,
         activations=activations,
+        all_experts=all_experts,
         calibration=Calibration(
             path=None if calibration is None else Path(calibration),
             num_samples=num_samples,

@@ -208,6 +208,35 @@ def test_an_expert_that_too_few_tokens_reach_is_rounded_without_data_and_named(t
         assert all(isinstance(checkpoint.read(name), QTensor) for name in named)
 
 
+def test_with_all_experts_none_is_left_without_data_and_what_the_model_does_stays(tmp_path: Path) -> None:
+    few = [torch.randint(3, 48, (4, 20), generator=torch.Generator().manual_seed(1))]
+    for folder in ("routed", "all"):
+        (tmp_path / folder).mkdir()
+    routed, _ = written("qwen3-moe", GPTQ, tmp_path / "routed", few)
+    found, _ = written("qwen3-moe", "all_experts = true\n" + GPTQ, tmp_path / "all", few)
+    without = [n for n, d in routed.calibrated.items() if any("without data" in r for r in d.remarks)]
+    assert any("experts" in name for name in without)
+    assert not [d.remarks for d in found.calibrated.values() if d.remarks]
+    assert not found.remarks
+    with open_quantized(tmp_path / "routed") as first, open_quantized(tmp_path / "all") as second:
+        for name in first.names:  # what comes before the first experts has seen the same
+            if "layers.0.self_attn" in name:
+                one, other = first.read(name), second.read(name)
+                same = torch.equal(one.codes, other.codes) if isinstance(one, QTensor) else torch.equal(one, other)  # type: ignore[union-attr, arg-type]  # both are what the first is
+                assert same, name
+
+
+@pytest.mark.parametrize("name", ["gpt-oss", "switch"])
+@pytest.mark.parametrize(
+    "more", ["correction = 0.5\n", 'inputs = "int8-tensor"\n'], ids=["correction", "static inputs"]
+)
+def test_all_experts_combine_with_corrections_and_static_inputs(name: str, more: str, tmp_path: Path) -> None:
+    recipe = 'all_experts = true\nlayout = "halfbin"\n' + GPTQ.replace("int4-g32", "int8-channel") + more
+    result, _ = written(name, recipe, tmp_path)
+    assert any("expert" in tensor for tensor in result.calibrated)
+    assert not [d.remarks for d in result.calibrated.values() if d.remarks]
+
+
 def test_sites_that_no_text_reaches_are_rounded_without_data_and_named(tmp_path: Path) -> None:
     result, _ = written("llava", GPTQ.replace('remainder = "row"', 'layout = "halfbin"'), tmp_path)
     without = {name for name, d in result.calibrated.items() if d.remarks}

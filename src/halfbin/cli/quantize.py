@@ -55,6 +55,9 @@ def quantize(
     sample_length: SampleLength = None,
     seed: Seed = 0,
     activations: Activations = "auto",
+    all_experts: Annotated[
+        bool, typer.Option("--all-experts", help="Let every expert see every token while statistics are taken.")
+    ] = False,
     untie: Annotated[
         bool,
         typer.Option("--untie", help="Write an embedding and a head that share a tensor as two; rotations need it."),
@@ -129,6 +132,7 @@ def quantize(
                     seed=seed,
                     activations=activations,
                     untie=untie,
+                    all_experts=all_experts,
                     on_event=on_event,
                 )
             except LimitError as error:  # finished: the result and its report are there all the same

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +55,7 @@ class Job:
     trust_remote_code: bool = False
     device: str = "cpu"
     untie: bool = False
+    all_experts: bool = False
     calibration: Calibration = field(default_factory=Calibration)
     activations: str = "auto"
     max_kl: float | None = None
@@ -86,6 +88,8 @@ def model_directory(model: str | Path) -> Path:
 def planned(job: Job) -> Iterator[tuple[Plan, Checkpoint]]:
     """The plan of a job and the open checkpoint; nothing heavy is done yet."""
     recipe = load_recipe(job.recipe)
+    if job.all_experts:
+        recipe = dataclasses.replace(recipe, all_experts=True)
     directory = model_directory(job.model)
     with open_checkpoint(directory) as checkpoint:
         skeleton = open_skeleton(directory, trust_remote_code=job.trust_remote_code)

@@ -19,6 +19,7 @@ from halfbin.formats.checkpoint import Checkpoint
 from halfbin.kernels.errors import ErrorSums
 from halfbin.models import Structure
 from halfbin.models.blocks import find_blocks
+from halfbin.models.every_expert import EveryExpert
 from halfbin.models.inputs import Group, Inputs
 from halfbin.models.mapped import MappedMemory
 from halfbin.models.partial import PartialModel
@@ -134,6 +135,7 @@ class _Loop:
         self._outcome = Outcome()
         self._emitted: set[str] = set()
         self.rotations = Rotations()
+        self.routed_as_ever: list[str] = []  # blocks with experts that take no other routing
 
     def emit(self, rounded: Rounded) -> None:
         """Hand a tensor over; it is not looked at again, though other blocks may share it."""
@@ -175,6 +177,11 @@ class _Loop:
                 on_step(done, len(order))
         outside.round()
         self._outcome.blocks = list(dict.fromkeys(order))
+        if self.routed_as_ever:
+            self._outcome.remarks.append(
+                f"experts of {len(self.routed_as_ever)} blocks, such as {self.routed_as_ever[0]}, were observed on the tokens "
+                "that the router gave them, not on all: their code takes no other routing"
+            )
         return self._outcome
 
     def _rotate(self, order: Sequence[str], owners: Mapping[str, int], inputs: Mapping[str, Any]) -> None:
@@ -235,6 +242,8 @@ class _Loop:
         with torch.no_grad():
             stop.find_mutation()
             part = Part(self, stop.block.parameters)
+            if self._plan.recipe.all_experts:
+                part.take_every_expert(stop)
             if self.streams.float_beside and part.corrects:
                 part.take_in_stages(stop)
             part.observe(stop, final=not rounded)
@@ -270,6 +279,7 @@ class Part:
         self._changed = loop.rotations.parameters & set(self.names)
         self.corrects = any(s.correction for s, _ in self._sites)
         self._learns = any("autoround" in s.method for s, _ in self._sites)
+        self._routed: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
         self._order: Order | None = None  # of products; only where sites are taken in stages
         self._float: dict[str, Tensor] = {}  # there, the parameters with sites as they were before
         self._stages: list[list[Site]] = [self._sites]
@@ -283,9 +293,20 @@ class Part:
         """Whether scales of inputs are to be chosen."""
         return bool(self._static)
 
+    def take_every_expert(self, stop: Stop) -> None:
+        """From now on observe experts with every token, where their code takes such a routing."""
+        experts = EveryExpert(stop.block.module, lambda: stop.run(stop.calls[0]))
+        self._routed = experts.routed
+        reached = experts.parameters
+        missed = any(n in self._loop.structure.experts and id(p) not in reached for n, p in self.parameters.items())
+        routes = bool(self._loop.structure.routers & set(self.names))
+        if missed or (routes and not reached):
+            self._loop.routed_as_ever.append(stop.block.name)
+
     def take_in_stages(self, stop: Stop) -> None:
         """From now on observe the input of each site when all sites that come before it are rounded."""
-        self._order = Order.of(lambda: stop.run(stop.calls[0]), self.parameters)
+        with self._routed():
+            self._order = Order.of(lambda: stop.run(stop.calls[0]), self.parameters)
         self._stages = self._order.stages(self._sites)
 
     def observe(self, stop: Stop, *, final: bool) -> None:
@@ -293,7 +314,7 @@ class Part:
         if self._order is not None and not self._transforms:
             self._observe_stage(stop, 0)
             return
-        with Watch(self.parameters, self.inputs.see):
+        with self._routed(), Watch(self.parameters, self.inputs.see):
             for call, _ in self._loop.streams.pairs(stop):
                 self.inputs.begin_call()
                 output = stop.run(call, final=final)
@@ -326,10 +347,10 @@ class Part:
         for call, unrounded in self._loop.streams.pairs(stop):
             assert unrounded is not None
             countdown = None if last else Countdown(self._order, wanted)
-            with glance({**self.parameters, **self._float}, remember, countdown):
+            with self._routed(), glance({**self.parameters, **self._float}, remember, countdown):
                 output = stop.run_with(unrounded, as_they_were, final=last)
             self.inputs.begin_call()
-            with glance(self.parameters, self.inputs.see, Countdown(self._order, wanted)):
+            with self._routed(), glance(self.parameters, self.inputs.see, Countdown(self._order, wanted)):
                 stop.run(call)
             self._unrounded.clear()
             if last:
@@ -356,7 +377,7 @@ class Part:
     def observe_ranges(self, stop: Stop, *, final: bool) -> None:
         """Run the rounded block on the same samples: its outputs, if they are `final`, and the ranges of static inputs."""
         watch = Watch(self.parameters, self.ranges.see) if self._static else contextlib.nullcontext()
-        with watch:
+        with self._routed() if self._static else contextlib.nullcontext(), watch:
             for call, _ in self._loop.streams.pairs(stop):
                 self.ranges.begin_call()
                 output = stop.run(call, final=final)
