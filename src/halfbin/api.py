@@ -55,7 +55,9 @@ def quantize(
     num_samples: int = NUM_SAMPLES,
     sample_length: int | None = None,
     seed: int = 0,
+    activations: str = "auto",
     untie: bool = False,
+    all_experts: bool = False,
     on_event: OnEvent | None = None,
 ) -> Report: ...
 def quantize(
@@ -75,7 +77,9 @@ def quantize(
     num_samples: int = NUM_SAMPLES,
     sample_length: int | None = None,
     seed: int = 0,
+    activations: str = "auto",
     untie: bool = False,
+    all_experts: bool = False,
     on_event: OnEvent | None = None,
 ) -> Report | list[Swap]:
     """Quantize a model directory into another one, or the layers of a module in place.
@@ -97,6 +101,9 @@ def quantize(
       num_samples: how many samples to take of it, at most.
       sample_length: tokens of each; what suits the model by default.
       seed: of the choice.
+      activations: where what stands between two blocks is kept while a run is calibrated: "memory", "disk" (in files that
+        leave nothing behind), or "auto", which takes the disk from a quarter of the free memory on. Results are the same.
+      all_experts: let every expert of a mixture see every token while statistics are taken, whatever the router says.
       untie: write an embedding and an output head that share a tensor as two, so that rotations can change them apart.
       on_event: told of progress.
 
@@ -113,6 +120,7 @@ def quantize(
             max_kl=max_kl,
             calibration=calibration,
             untie=untie,
+            all_experts=all_experts,
         )
         return quantize_in_memory(model, recipe, on_event)
     if output is None:
@@ -129,6 +137,8 @@ def quantize(
         device=device,
         max_kl=max_kl,
         untie=untie,
+        activations=activations,
+        all_experts=all_experts,
         calibration=Calibration(
             path=None if calibration is None else Path(calibration),
             num_samples=num_samples,
@@ -155,10 +165,27 @@ def plan(
     recipe: str | Path = "int4",
     format: str | None = None,
     trust_remote_code: bool = False,
+    calibration: str | Path | None = None,
+    num_samples: int = NUM_SAMPLES,
+    sample_length: int | None = None,
+    activations: str = "auto",
     untie: bool = False,
 ) -> Plan:
-    """What `quantize` would do: a scheme, bytes and a reason for every site. Reads headers, no weights."""
-    job = Job(model=model, recipe=recipe, layout=format, trust_remote_code=trust_remote_code, untie=untie)
+    """What `quantize` would do: a scheme, bytes and a reason for every site. Reads headers, no weights.
+
+    How much it calibrates on, and where activations are kept, count for the memory that the plan tells.
+    """
+    job = Job(
+        model=model,
+        recipe=recipe,
+        layout=format,
+        trust_remote_code=trust_remote_code,
+        calibration=Calibration(
+            path=None if calibration is None else Path(calibration), num_samples=num_samples, length=sample_length
+        ),
+        activations=activations,
+        untie=untie,
+    )
     with planned(job) as (found, _):
         return found
 

@@ -107,6 +107,24 @@ def test_what_is_no_product_of_a_sample_is_refused(product: Tensor, words: str) 
 
 
 @pytest.mark.parametrize("features", [1, 7, 8, 37])
-def test_the_diagonal_is_that_of_the_matrix(features: int) -> None:
-    moment = observed(samples(features=features))
+def test_energy_is_that_of_the_outputs(features: int) -> None:
+    some = samples(features=features)
+    weight = torch.randn(13, features, generator=torch.Generator().manual_seed(1))
+    outputs = torch.cat(some).double() @ weight.double().T
+    magnitudes = torch.cat(some).double().abs() @ weight.double().abs().T
+    # Sums of 10 products within a sample, of `features` within a product, and of as many in a row, all in float32.
+    slack = (10 + 2 * features) * torch.finfo(torch.float32).eps * float(magnitudes.square().sum())
+    assert abs(observed(some).energy(weight) - float(outputs.square().sum())) <= slack
+
+
+def test_matrices_of_another_type_and_the_diagonal_are_the_matrix_rounded() -> None:
+    moment = observed(samples())
+    assert torch.equal(moment.matrix(torch.float32), moment.matrix().to(torch.float32))
     assert torch.equal(moment.diagonal(), moment.matrix().diagonal())
+
+
+def test_a_moment_that_was_forgotten_holds_a_count_only() -> None:
+    moment = observed(samples())
+    moment.forget()
+    assert moment.num_tokens == observed(samples()).num_tokens
+    assert not moment._strips

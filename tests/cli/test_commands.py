@@ -20,7 +20,8 @@ def test_quantize_passes_every_option_on(invoke: Invoke, tmp_path: Path) -> None
     invoke(
         "quantize", "m", "-o", tmp_path / "out", "--recipe", "nf4", "--format", "halfbin", "--text", "t.txt",
         "--max-tokens", "9", "--no-evaluate", "--force", "--device", "cuda", "--trust-remote-code",
-        "--calibration", "c.jsonl", "--num-samples", "7", "--sample-length", "64", "--seed", "3", "--untie",
+        "--calibration", "c.jsonl", "--num-samples", "7", "--sample-length", "64", "--seed", "3",
+        "--activations", "disk", "--untie", "--all-experts",
     )  # fmt: skip
     (call,) = fake_api.CALLS
     assert call == {
@@ -40,7 +41,9 @@ def test_quantize_passes_every_option_on(invoke: Invoke, tmp_path: Path) -> None
         "num_samples": 7,
         "sample_length": 64,
         "seed": 3,
+        "activations": "disk",
         "untie": True,
+        "all_experts": True,
         "on_event": None,  # nobody is watching: not a terminal
     }
 

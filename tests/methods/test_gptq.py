@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from halfbin.calibration import SecondMoment
 from halfbin.errors import DataError, SchemeError
 from halfbin.methods import column_rounding, factorise, gptq, rtn
 from halfbin.methods.factor import Factor, rounding_order
@@ -279,3 +280,29 @@ def test_errors_that_overflow_are_refused(spelling: str) -> None:
     upper = torch.eye(96) + torch.full((96, 96), 1e30).triu(1)
     with pytest.raises(DataError):
         gptq(weight(), parse_scheme(spelling), Factor(upper, torch.arange(96), 0.01, torch.float32))
+
+
+@pytest.mark.parametrize("strip", [16, 512], ids=["six strips", "one strip"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_observer_is_factorised_as_its_matrix_is(strip: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.import_module("halfbin.methods.factor"), "STRIP", strip)
+    observer, before = SecondMoment(96), torch.get_num_threads()
+    observer.add(activations())
+    try:
+        torch.set_num_threads(threads)
+        found, expected = factorise(observer), factorise(observer.matrix())
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found.upper, expected.upper) and torch.equal(found.order, expected.order)
+    h = observer.matrix()[found.order][:, found.order]
+    h.diagonal().add_(0.01 * float(h.diagonal().mean()))
+    product = found.upper.double() @ h @ found.upper.double().T  # U H U^T = 1
+    assert float((product - torch.eye(96)).abs().max()) < 1e-3
+    assert torch.equal(found.upper, found.upper.triu()) and found.upper.is_contiguous()
+
+
+def test_a_matrix_that_is_factorised_stays_as_it_was() -> None:
+    h = moment(activations()).float()
+    before = h.clone()
+    factorise(h)
+    assert torch.equal(h, before)

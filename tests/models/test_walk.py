@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -55,7 +56,7 @@ def test_a_block_that_fails_raises_in_the_callers_thread_and_leaves_the_model_as
         w.partial.load(p for block in w.blocks for p in block.parameters)
         bad = {"input_ids": torch.full((1, 4), 10_000)}
         with pytest.raises(IndexError):
-            next(iter(walk(w.partial.model, w.blocks, [bad])))
+            next(iter(walk(w.partial.model, w.blocks, [bad, *w.inputs(2)])))
         assert all("forward" not in vars(block.module) for block in w.blocks)
 
 
@@ -68,6 +69,21 @@ def test_leaving_early_ends_all_threads() -> None:
         assert sum(t.name.startswith("halfbin-sample") for t in threading.enumerate()) == 3
         stops.close()  # type: ignore[attr-defined]  # a generator, typed as what it yields
         assert not any(t.name.startswith("halfbin-sample") for t in threading.enumerate())
+
+
+def test_a_batch_that_is_answered_goes_on_and_lets_go_of_what_the_block_was_called_with() -> None:
+    with walking("llama-tied") as w:
+        w.partial.load(p for block in w.blocks for p in block.parameters)
+        stops = walk(w.partial.model, w.blocks, w.inputs(2))
+        with torch.no_grad():
+            for call in (embedded := next(stops)).calls:  # the model itself holds what the first block reads
+                call.output = embedded.run(call, final=True)
+            first = next(stops)
+            called_with = [weakref.ref(call.args[0]) for call in first.calls]
+            first.answer(first.calls[0], first.run(first.calls[0], final=True))
+            assert called_with[0]() is None
+            assert called_with[1]() is not None
+            assert first.calls[1].args
 
 
 def test_the_survey_tells_the_order_of_the_calls() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ import torch
 from torch import Tensor
 
 import halfbin as hb
+from halfbin.calibration import SecondMoment
 from halfbin.errors import HalfbinError, ModelError
 from halfbin.formats.checkpoint import open_checkpoint
 from halfbin.formats.read import layout_named, open_quantized
 from halfbin.models import load_as_client, load_weights, open_skeleton
+from halfbin.models.partial import PartialModel
 from halfbin.planning import make_plan, parse_recipe
 from halfbin.run.client import settle_client
 from halfbin.run.execute import Written, execute
@@ -173,6 +176,29 @@ def test_the_same_samples_give_the_same_bytes(tmp_path: Path) -> None:
     assert first == second
 
 
+@pytest.mark.parametrize("method", ["gptq", "gptq+autoround"])
+def test_statistics_are_given_back_with_their_last_site_without_the_garbage_collector(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[int] = []
+
+    def loaded_block(self: PartialModel, parameters: Iterable[str]) -> None:
+        moments = [o for o in gc.get_objects() if isinstance(o, SecondMoment)]
+        alive.append(sum(len(m._strips) for m in moments))
+        load(self, parameters)
+
+    load = PartialModel.load
+    monkeypatch.setattr(PartialModel, "load", loaded_block)
+    gc.collect()
+    gc.disable()
+    try:
+        written("llama", GPTQ.replace('"gptq"', f'"{method}"'), tmp_path)
+    finally:
+        gc.enable()
+    assert len(alive) > 3
+    assert set(alive) == {0}
+
+
 def test_an_expert_that_too_few_tokens_reach_is_rounded_without_data_and_named(tmp_path: Path) -> None:
     few = [torch.randint(3, 48, (1, 20), generator=torch.Generator().manual_seed(1))]
     result, _ = written("qwen3-moe", GPTQ, tmp_path, few)
@@ -180,6 +206,35 @@ def test_an_expert_that_too_few_tokens_reach_is_rounded_without_data_and_named(t
     assert any("experts" in name for name in named)
     with open_quantized(tmp_path) as checkpoint:
         assert all(isinstance(checkpoint.read(name), QTensor) for name in named)
+
+
+def test_with_all_experts_none_is_left_without_data_and_what_the_model_does_stays(tmp_path: Path) -> None:
+    few = [torch.randint(3, 48, (4, 20), generator=torch.Generator().manual_seed(1))]
+    for folder in ("routed", "all"):
+        (tmp_path / folder).mkdir()
+    routed, _ = written("qwen3-moe", GPTQ, tmp_path / "routed", few)
+    found, _ = written("qwen3-moe", "all_experts = true\n" + GPTQ, tmp_path / "all", few)
+    without = [n for n, d in routed.calibrated.items() if any("without data" in r for r in d.remarks)]
+    assert any("experts" in name for name in without)
+    assert not [d.remarks for d in found.calibrated.values() if d.remarks]
+    assert not found.remarks
+    with open_quantized(tmp_path / "routed") as first, open_quantized(tmp_path / "all") as second:
+        for name in first.names:  # what comes before the first experts has seen the same
+            if "layers.0.self_attn" in name:
+                one, other = first.read(name), second.read(name)
+                same = torch.equal(one.codes, other.codes) if isinstance(one, QTensor) else torch.equal(one, other)  # type: ignore[union-attr, arg-type]  # both are what the first is
+                assert same, name
+
+
+@pytest.mark.parametrize("name", ["gpt-oss", "switch"])
+@pytest.mark.parametrize(
+    "more", ["correction = 0.5\n", 'inputs = "int8-tensor"\n'], ids=["correction", "static inputs"]
+)
+def test_all_experts_combine_with_corrections_and_static_inputs(name: str, more: str, tmp_path: Path) -> None:
+    recipe = 'all_experts = true\nlayout = "halfbin"\n' + GPTQ.replace("int4-g32", "int8-channel") + more
+    result, _ = written(name, recipe, tmp_path)
+    assert any("expert" in tensor for tensor in result.calibrated)
+    assert not [d.remarks for d in result.calibrated.values() if d.remarks]
 
 
 def test_sites_that_no_text_reaches_are_rounded_without_data_and_named(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from torch import Tensor
 from halfbin.calibration.sample import rows_of
 from halfbin.errors import DataError
 
+COLUMNS = 512  # whose magnitudes are held at once
+
 
 class ChannelStatistics:
     """Extremes and mean magnitude of every channel.
@@ -37,7 +39,8 @@ class ChannelStatistics:
         if not len(rows):
             return
         minimum, maximum = torch.aminmax(rows, dim=0)
-        self._include(minimum, maximum, rows.abs().sum(dim=0).to(torch.float64), len(rows))
+        total = torch.cat([part.abs().sum(dim=0) for part in torch.split(rows, COLUMNS, dim=1)])
+        self._include(minimum, maximum, total.to(torch.float64), len(rows))
 
     def merge(self, later: ChannelStatistics) -> None:
         """Add what another observer saw of the samples that came after."""

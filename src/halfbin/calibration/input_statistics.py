@@ -53,9 +53,20 @@ class InputStatistics:
         """Evenly spaced rows of each call, for what only samples can tell: float32 [some, in_features]."""
         return torch.cat(self._rows) if self._rows else torch.zeros(0, self.num_features)
 
-    def matrix(self) -> Tensor:
-        """X^T X, float64 [in_features, in_features]."""
-        return self._moment.matrix()
+    @property
+    def moment(self) -> SecondMoment:
+        """The second moment, as it is summed."""
+        return self._moment
+
+    def matrix(self, dtype: torch.dtype = torch.float64) -> Tensor:
+        """X^T X, [in_features, in_features]."""
+        return self._moment.matrix(dtype)
+
+    def forget(self) -> None:
+        """Give the memory of the moments and the rows back; counts and channels stay."""
+        self._moment.forget()
+        self._cross = None
+        self._rows.clear()
 
     def squares(self) -> Tensor:
         """The sum of x^2 of each feature, float64 [in_features]."""

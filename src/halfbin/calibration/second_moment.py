@@ -30,6 +30,7 @@ from halfbin.calibration.sample import rows_of
 from halfbin.errors import DataError
 
 STRIP = 384
+ENERGY_ROWS = 512  # of a weight that are multiplied at once
 LARGEST_NORM = 2.0**60  # of a channel over a sample: all products stay far inside float32
 
 
@@ -95,20 +96,49 @@ class SecondMoment:
         for strip, rows in zip(self._strips, _strips(self.num_features), strict=True):
             strip.div_(scale[rows, None]).div_(scale[rows.start :])
 
-    def diagonal(self) -> Tensor:
-        """sum x^2 of each feature, float64 [num_features]."""
-        return torch.cat([strip[:, : len(strip)].diagonal() for strip in self._strips])
-
-    def matrix(self) -> Tensor:
-        """sum x x^T, float64 [num_features, num_features], symmetric to the bit."""
+    def matrix(self, dtype: torch.dtype = torch.float64) -> Tensor:
+        """sum x x^T, [num_features, num_features] in memory of its own, symmetric to the bit."""
         n = self.num_features
-        whole = torch.empty(n, n, dtype=torch.float64, device=self._strips[0].device if n else None)
+        whole = torch.empty(n, n, dtype=dtype, device=self._strips[0].device if n else None)
         for strip, rows in zip(self._strips, _strips(n), strict=True):
             whole[rows, rows.start :] = strip
             whole[rows.start :, rows] = strip.T
             square = strip[:, : len(strip)].triu()
-            whole[rows, rows] = square + square.triu(1).T
+            whole[rows, rows] = (square + square.triu(1).T).to(dtype)
         return whole
+
+    def diagonal(self) -> Tensor:
+        """The sum of squares of each channel, float64 [num_features]."""
+        parts = [strip.diagonal() for strip in self._strips]
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+
+    @torch.no_grad()
+    def energy(self, weight: Tensor) -> float:
+        """||X weight^T||^2, the sum over all tokens and outputs, without the matrix: trace(weight M weight^T).
+
+        Products are made in float32, for the upper half of M only, and added in float64 for each row of the weight.
+
+        Args:
+          weight: float32 [out, num_features].
+        """
+        total = 0.0
+        for strip, rows in zip(self._strips, _strips(self.num_features), strict=True):
+            half = strip.to(torch.float32)
+            half[:, : len(strip)].triu_()
+            half.diagonal().mul_(0.5)
+            for part in torch.split(weight, ENERGY_ROWS):
+                seen = torch.mm(part[:, rows], half).mul_(part[:, rows.start :])
+                total += 2.0 * float(seen.sum(1).double().sum())
+        return total
+
+    def forget(self) -> None:
+        """Give the sums' memory back; only `num_tokens` can be asked from here on."""
+        self._strips = []
+
+
+def sum_bytes(num_features: int) -> int:
+    """What a `SecondMoment` of so many features holds."""
+    return sum(8 * (rows.stop - rows.start) * (num_features - rows.start) for rows in _strips(num_features))
 
 
 @torch.no_grad()

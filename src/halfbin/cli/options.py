@@ -38,4 +38,10 @@ SampleLength = Annotated[
     int | None,
     typer.Option(help="Tokens in a sample; what suits the model by default.", min=2, metavar="N", show_default=False),
 ]
+Activations = Annotated[
+    str,
+    typer.Option(
+        help="Where calibration keeps what stands between blocks: memory, disk, or auto, by size.", metavar="WHERE"
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Of the choice of samples.", metavar="N")]

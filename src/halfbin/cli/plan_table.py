@@ -56,8 +56,9 @@ def _totals(plan: Mapping[str, Any]) -> Table:
     more = plan.get("output_bytes_at_most", after) - after
     if more:
         table.add_row("", f"and {size(more // 100)} for each percent of the columns that data keep in 16 bits")
+    on_disk = "; activations on disk" if plan.get("activations") == "disk" else ""
     table.add_row(
-        "memory", f"{size(plan['peak_memory_bytes'])} besides the program itself; measuring quality takes more"
+        "memory", f"{size(plan['peak_memory_bytes'])} besides the program itself{on_disk}; measuring quality takes more"
     )
     if plan.get("seconds") is not None:
         table.add_row("time", f"about {duration(plan['seconds'])}")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from halfbin.cli.options import (
+    Activations,
     CalibrationFile,
     Device,
     Json,
@@ -53,6 +54,10 @@ def quantize(
     num_samples: NumSamples = 128,
     sample_length: SampleLength = None,
     seed: Seed = 0,
+    activations: Activations = "auto",
+    all_experts: Annotated[
+        bool, typer.Option("--all-experts", help="Let every expert see every token while statistics are taken.")
+    ] = False,
     untie: Annotated[
         bool,
         typer.Option("--untie", help="Write an embedding and a head that share a tensor as two; rotations need it."),
@@ -86,7 +91,18 @@ def quantize(
       halfbin quantize path/to/model -o out --text mine.txt --max-kl 0.1
     """
     if dry_run:
-        _show_plan(model, recipe, layout, trust_remote_code=trust_remote_code, untie=untie, as_json=as_json)
+        _show_plan(
+            model,
+            as_json=as_json,
+            recipe=recipe,
+            format=layout,
+            trust_remote_code=trust_remote_code,
+            calibration=calibration,
+            num_samples=num_samples,
+            sample_length=sample_length,
+            activations=activations,
+            untie=untie,
+        )
         return
     if output is None:
         raise typer.BadParameter("say where to write: -o OUT (or only look at the plan: --dry-run)")
@@ -114,7 +130,9 @@ def quantize(
                     num_samples=num_samples,
                     sample_length=sample_length,
                     seed=seed,
+                    activations=activations,
                     untie=untie,
+                    all_experts=all_experts,
                     on_event=on_event,
                 )
             except LimitError as error:  # finished: the result and its report are there all the same
@@ -127,15 +145,13 @@ def quantize(
             raise exceeded
 
 
-def _show_plan(
-    model: str, recipe: str, layout: str | None, *, trust_remote_code: bool, untie: bool, as_json: bool
-) -> None:
+def _show_plan(model: str, *, as_json: bool, **options: Any) -> None:
     with outcome():
         from halfbin import api
         from halfbin.cli.plan_table import plan_table
 
         with progress():
-            found = api.plan(model, recipe=recipe, format=layout, trust_remote_code=trust_remote_code, untie=untie)
+            found = api.plan(model, **options)
         plan = found.to_json() | {"model": model}
         if as_json:
             print_json(plan)

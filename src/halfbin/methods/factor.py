@@ -9,6 +9,7 @@ inverse do; the published code factorises, inverts and factorises again, which l
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from halfbin.errors import SchemeError
 from halfbin.kernels.threads import in_turns
-from halfbin.methods.cholesky import DAMPING, solve
+from halfbin.methods.cholesky import DAMPING, Moment, solve
 
 STRIP = 512  # columns of the inverse that are solved for at once
 
@@ -38,12 +39,12 @@ class Factor:
 
 
 def factorise(
-    second_moment: Tensor, *, damping: float = DAMPING, act_order: bool = True, group_size: int | None = None
+    second_moment: Tensor | Moment, *, damping: float = DAMPING, act_order: bool = True, group_size: int | None = None
 ) -> Factor:
     """Factorise H for `gptq`, with the repairs of `cholesky.solve`; columns that were never active take no part.
 
     Args:
-      second_moment: X^T X, [n, n], symmetric, any positive factor.
+      second_moment: X^T X, [n, n], symmetric, any positive factor; or an observer that gives it.
       damping: added to the diagonal, as a share of its mean.
       act_order: round the columns with the largest second moment first.
       group_size: with `act_order`, keep every so many neighbouring columns together: whole groups with the largest mean come
@@ -56,7 +57,7 @@ def factorise(
     diagonal = second_moment.diagonal()
     order = rounding_order(diagonal, group_size) if act_order else torch.arange(len(diagonal), device=diagonal.device)
     found = solve(second_moment, damping, order.flip(0), _lower_inverse)
-    return Factor(found.value.flip(0, 1).to(torch.float32), order, found.damping, found.dtype)
+    return Factor(_turned(found.value), order, found.damping, found.dtype)
 
 
 def rounding_order(diagonal: Tensor, group_size: int | None = None) -> Tensor:
@@ -77,14 +78,35 @@ def rounding_order(diagonal: Tensor, group_size: int | None = None) -> Tensor:
 
 
 def _lower_inverse(lower: Tensor) -> Tensor:
-    """The inverse of a lower triangle, a strip of columns after the other: 0.4 of the work where no zeros are solved for."""
+    """The inverse of a lower triangle, in its own memory.
+
+    A strip of columns after the other: 0.4 of the work where no zeros are solved for. A strip needs the triangle from its own
+    columns on, so its solution takes their place as soon as all strips before it are solved.
+    """
     n = len(lower)
-    inverse = torch.zeros_like(lower, memory_format=torch.contiguous_format)
+    solved: dict[int, Tensor] = {}
+    written, writing = 0, threading.Lock()
 
     def solve_strip(start: int) -> None:
-        stop = min(start + STRIP, n)
-        eye = torch.eye(n - start, stop - start, dtype=lower.dtype, device=lower.device)
-        inverse[start:, start:stop] = torch.linalg.solve_triangular(lower[start:, start:], eye, upper=False)
+        nonlocal written
+        eye = torch.eye(n - start, min(STRIP, n - start), dtype=lower.dtype, device=lower.device)
+        strip = torch.linalg.solve_triangular(lower[start:, start:], eye, upper=False)
+        with writing:
+            solved[start] = strip
+            while written in solved:
+                strip = solved.pop(written)
+                lower[written:, written : written + strip.shape[1]] = strip
+                written += STRIP
 
     in_turns(range(0, n, STRIP), solve_strip)
-    return inverse
+    return lower
+
+
+def _turned(matrix: Tensor) -> Tensor:
+    """Rows and columns in reverse order, float32 in rows, without a third matrix in between."""
+    n = len(matrix)
+    turned = torch.empty(n, n, device=matrix.device)
+    for start in range(0, n, STRIP):
+        rows = matrix[max(n - start - STRIP, 0) : n - start]
+        turned[start : start + len(rows)] = rows.flip(0, 1)
+    return turned

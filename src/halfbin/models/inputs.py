@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from halfbin.models.products import Place, Product
 
@@ -20,6 +21,16 @@ class Observer(Protocol):
     def add(self, x: Tensor) -> None:
         """Observe float [..., in_features]."""
         ...
+
+
+class _Watched:
+    """True as long as the memory of a tensor is somebody's, without holding it."""
+
+    def __init__(self, x: Tensor) -> None:
+        self._storage: Any = StorageWeakRef(x.untyped_storage())  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+    def __bool__(self) -> bool:
+        return not self._storage.expired()
 
 
 O = TypeVar("O", bound=Observer)  # noqa: E741
@@ -56,8 +67,8 @@ class Inputs(Generic[O]):
         self._make, self._wanted, self._take = make, wanted, take
         self._group_of: dict[Place, Group[O] | None] = {}
         self._groups: list[Group[O]] = []
-        # By the input's memory, which is held until the call is over, so that it stays its own.
-        self._fed: dict[object, tuple[Tensor, Group[O]]] = {}
+        # By the input's memory, which is watched and not held: once it is given back, others may get it.
+        self._fed: dict[object, tuple[_Watched, Group[O]]] = {}
 
     def begin_call(self) -> None:
         """The next products belong to another call of the block."""
@@ -70,11 +81,13 @@ class Inputs(Generic[O]):
             return
         key = (x.data_ptr(), tuple(x.shape), x.stride())
         fed = self._fed.get(key)
+        if fed and not fed[0]:
+            fed = None
         if place not in self._group_of:
             self._group_of[place] = self._join(place, fed[1] if fed else None) if self._wanted(place) else None
         group = self._group_of[place]
         if group is not None and (fed is None or fed[1] is not group):
-            self._fed[key] = (x, group)
+            self._fed[key] = (_Watched(x), group)
             self._take(group.observer, product)
 
     def groups(self) -> Iterator[Group[O]]:

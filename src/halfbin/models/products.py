@@ -6,6 +6,8 @@ parameter to torch, and the view's offset and strides say which part. What copie
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +59,20 @@ class Product:
     source: Tensor
 
 
+_UNWATCHED = threading.local()
+
+
+@contextlib.contextmanager
+def unwatched() -> Iterator[None]:
+    """Inside, in this thread, no `Watch` sees a product."""
+    before = getattr(_UNWATCHED, "now", False)
+    _UNWATCHED.now = True
+    try:
+        yield
+    finally:
+        _UNWATCHED.now = before
+
+
 class Watch(TorchFunctionMode):
     """Inside a `with` block, `on_product` is called before every product with one of the parameters."""
 
@@ -71,7 +87,7 @@ class Watch(TorchFunctionMode):
         """Called by torch for each of its functions."""
         kwargs = kwargs or {}
         factors = _FACTORS.get(func)
-        if factors is not None:
+        if factors is not None and not getattr(_UNWATCHED, "now", False):
             for product in self._products(*factors(*args, **kwargs)):
                 self._on_product(product)
         return func(*args, **kwargs)

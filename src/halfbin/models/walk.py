@@ -34,6 +34,7 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Any = None
+    answered: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -44,13 +45,20 @@ class Stop:
     visit:   how often they stood here before.
     forward: computes the block: forward(*args, **kwargs).
     calls:   in the order of the batches; each must get its `output` before the walk goes on.
+    resume:  lets the batch of a call that has its output go on until it stands before the next block.
     """
 
     block: Block
     visit: int
     forward: Callable[..., Any]
     calls: list[Call]
+    resume: Callable[[Call], None]
     mutates: bool = False
+
+    def answer(self, call: Call, output: Any) -> None:
+        """Give a call its output and let its batch go on at once, so that what it was called with is given back."""
+        call.output = output
+        self.resume(call)
 
     def run(self, call: Call, *, final: bool = False) -> Any:
         """Compute the block for one batch.
@@ -96,14 +104,21 @@ class _Abandoned(BaseException):
 class _Runner:
     """One batch's thread."""
 
-    def __init__(self, index: int, model: nn.Module, inputs: Inputs, context: Callable[[int], Any]) -> None:
+    def __init__(
+        self,
+        index: int,
+        model: nn.Module,
+        inputs: Inputs,
+        context: Callable[[int], Any],
+        hold: Callable[[Any], None],
+    ) -> None:
         self.index = index
         self.call: Call | None = None  # what it waits for
         self.error: BaseException | None = None
         self.finished = False
         self._go: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         self._stands: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._model, self._inputs, self._context = model, inputs, context
+        self._model, self._inputs, self._context, self._hold = model, inputs, context, hold
         self._threads = torch.get_num_threads()
         self._thread = threading.Thread(target=self._body, name=f"halfbin-sample-{index}", daemon=True)
 
@@ -118,6 +133,7 @@ class _Runner:
 
     def stand(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Called in the thread: wait for the block's output."""
+        self._hold((args, kwargs))
         call = self.call = Call(self.index, module, args, kwargs)
         self._stands.put(None)
         error = self._go.get()
@@ -127,6 +143,8 @@ class _Runner:
         return call.output
 
     def abandon(self) -> None:
+        if self._thread.ident is None:  # an earlier batch failed before this one began
+            return
         if not self.finished and self._thread.is_alive():
             self.go_on(_Abandoned())
         self._thread.join()
@@ -156,6 +174,7 @@ def walk(
     *,
     until: nn.Module | None = None,
     context: Callable[[int], Any] = contextlib.nullcontext,
+    hold: Callable[[Any], None] = lambda arguments: None,
 ) -> Iterator[Stop]:
     """Yield each block with the calls that stand before it, in the order in which the model calls them.
 
@@ -168,11 +187,19 @@ def walk(
       batches: keyword arguments of the model's calls, one mapping for each batch.
       until: where a batch's way ends: a module whose outputs nobody needs, such as the head.
       context: context(batch) is entered in that batch's thread, around everything outside the blocks.
+      hold: given the arguments of each call when a batch begins to wait before a block; may move what they hold.
 
     Raises:
       Whatever the model raises.
     """
-    runners = [_Runner(i, model, inputs, context) for i, inputs in enumerate(batches)]
+    runners = [_Runner(i, model, inputs, context, hold) for i, inputs in enumerate(batches)]
+
+    def resume(call: Call) -> None:
+        call.answered = True
+        runners[call.batch].go_on()
+        call.args, call.kwargs, call.output = (), {}, None
+        _raise_from(runners[call.batch])
+
     by_module = {block.module: block for block in blocks}
     forwards = {module: module.forward for module in by_module}
     visits: dict[str, int] = {}
@@ -189,10 +216,10 @@ def walk(
             visit = visits.get(block.name, 0)
             visits[block.name] = visit + 1
             calls = [call for call in standing if call.module is module]
-            yield Stop(block, visit, forwards[module], calls)
+            yield Stop(block, visit, forwards[module], calls, resume)
             for call in calls:
-                runners[call.batch].go_on()
-                _raise_from(runners[call.batch])
+                if not call.answered:
+                    resume(call)
     finally:
         for runner in runners:
             runner.abandon()

@@ -19,6 +19,7 @@ from halfbin.methods import CALIBRATED
 from halfbin.models import Site, Skeleton, find_sites, read_config
 from halfbin.numerics.formats import IntegerFormat
 from halfbin.numerics.scales import ScaleFormat
+from halfbin.planning.footprint import Reading, calibrated_bytes
 from halfbin.planning.recipe import CLIP, PROTECTED_ROLES, Recipe, Rule, Weights
 from halfbin.tensor.granularity import Granularity, PerBlock, PerChannel, PerGroup, PerTensor, PerToken, transposed
 from halfbin.tensor.inputs import InputScheme
@@ -117,6 +118,7 @@ class Plan:
 
     sites:  one entry per site, in the checkpoint's order.
     others: tensors that are no sites, by name, with the type they are written in.
+    reading: what a calibrated run will read; None where nobody has said so yet.
     """
 
     directory: Path
@@ -126,6 +128,7 @@ class Plan:
     sites: tuple[SitePlan, ...]
     others: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
     bytes_before: int
+    reading: Reading | None = None
 
     @property
     def bytes_after(self) -> int:
@@ -141,10 +144,19 @@ class Plan:
     def peak_memory_bytes(self) -> int:
         """What the run needs above the interpreter with its imports; quality is measured beside that.
 
-        Rows of tensors on their way from file to file, and at the end the largest rounded tensor whole, for its picture.
+        Rows of tensors on their way from file to file, and at the end the largest rounded tensor whole, for its picture; before
+        that what calibrating holds, where there are data.
         """
         largest = max((_working_bytes(s) for s in self.sites if s.quantized), default=0)
-        return largest + min(IN_FLIGHT_BYTES, self.bytes_before + self.bytes_after)
+        streaming = largest + min(IN_FLIGHT_BYTES, self.bytes_before + self.bytes_after)
+        if self.reading is None or not self.needs_data:
+            return streaming
+        return max(streaming, calibrated_bytes(self.skeleton, self.sites, self.reading, num_streams=self.num_streams))
+
+    @property
+    def num_streams(self) -> int:
+        """How often every sample goes through the blocks at once: rounded, and as in float where a method asks for that."""
+        return 2 if self.needs_float_stream and self.recipe.inputs_from == "quantized" else 1
 
     @property
     def needs_data(self) -> bool:
@@ -166,6 +178,12 @@ class Plan:
         sites = tuple(s.with_columns(columns[s.site.tensor]) if s.site.tensor in columns else s for s in self.sites)
         return dataclasses.replace(self, sites=sites)
 
+    @property
+    def _activations(self) -> str | None:
+        if self.reading is None or not self.needs_data:
+            return None
+        return "disk" if self.reading.in_files else "memory"
+
     def to_json(self) -> dict[str, Any]:
         """The value that `--dry-run --json` prints."""
         return {
@@ -176,6 +194,7 @@ class Plan:
             "output_bytes": self.bytes_after,
             "output_bytes_at_most": self.bytes_at_most,
             "peak_memory_bytes": self.peak_memory_bytes,
+            "activations": self._activations,
             "sites": [site.to_json() for site in self.sites],
         }
 

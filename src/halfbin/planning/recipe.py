@@ -31,6 +31,8 @@ is what clients cast them to: the codes are chosen with the scale that the clien
 `inputs_from` says what calibration data have gone through before they reach a block: "quantized", the blocks before it as
 they were rounded, unless said otherwise; or "float", those of the float model.
 
+`all_experts = true` lets every expert see every token while statistics are taken, whatever the router says.
+
 `others` ("keep" unless said otherwise) is what floats that are no sites are cast to: norms, biases, tables. `layout` is how
 the result is written unless the user says `--format`: "compressed-tensors", "halfbin" or "safetensors".
 """
@@ -68,6 +70,7 @@ LAYOUTS = ("compressed-tensors", "halfbin", "safetensors")
 RECIPE_BYTES_MAX = 2**20
 TRANSFORMS = ("rotate", "awq", "smoothquant")
 CLIP = "clip"  # ranges searched for the least error of the layer's outputs, which needs data
+KEYS = ("name", "description", "remainder", "layout", "others", "inputs_from", "untie", "all_experts", "rule")
 STREAMS = ("quantized", "float")
 RULE_KEYS = ("match", "weights", "method", "estimator", "transforms", "inputs", "input_estimator", "correction")
 RANGED = ("rtn", *CALIBRATED)  # methods whose ranges an estimator chooses
@@ -112,6 +115,7 @@ class Recipe:
     others: torch.dtype | None = None
     inputs_from: str = "quantized"
     untie: bool = False
+    all_experts: bool = False
     description: str = ""
 
     def rule_for(self, site: Site) -> Rule | None:
@@ -166,7 +170,7 @@ def parse_recipe(text: str, *, source: str) -> Recipe:
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"recipe {source}: not valid TOML: {error}") from error
     where = f"recipe {source}"
-    _known_keys(raw, ("name", "description", "remainder", "layout", "others", "inputs_from", "untie", "rule"), where)
+    _known_keys(raw, KEYS, where)
     rules = raw.get("rule")
     if not isinstance(rules, list) or not rules:
         raise RecipeError(f"recipe {source}: no [[rule]]; a recipe needs at least one, with match and weights")
@@ -185,6 +189,7 @@ def parse_recipe(text: str, *, source: str) -> Recipe:
         others=CASTS.get(_choice(raw, "others", ("keep", *CASTS), "keep", where)),
         inputs_from=inputs_from,
         untie=_flag(raw, "untie", where),
+        all_experts=_flag(raw, "all_experts", where),
         description=_text(raw, "description", "", where),
     )
 

@@ -9,6 +9,7 @@ from halfbin.errors import ModelError
 from halfbin.evaluation import default_context
 from halfbin.evaluation.logits import embedded_vocabulary
 from halfbin.models import Skeleton
+from halfbin.planning.footprint import Reading
 from halfbin.run.measure import load_tokenizer
 from halfbin.samples import Samples, load_samples
 
@@ -34,6 +35,20 @@ class Calibration:
     seed: int = 0
 
 
+def reading_of(skeleton: Skeleton, calibration: Calibration) -> Reading:
+    """How much will be read, at most; no text is read for it. A file has no more tokens than bytes."""
+    length = calibration.length or usual_length(skeleton)
+    path, num_samples = calibration.path, calibration.num_samples
+    if path is not None and path.is_file():
+        num_samples = min(num_samples, max(path.stat().st_size // length, 1))
+    return Reading(num_samples, length, TOKENS_AT_ONCE)
+
+
+def usual_length(skeleton: Skeleton) -> int:
+    """Tokens of a sample that suit a model."""
+    return default_context(skeleton.config, at_most=LENGTH if skeleton.generates else SENTENCE_LENGTH)
+
+
 def samples_for(skeleton: Skeleton, calibration: Calibration) -> Samples:
     """The samples, as this model reads them.
 
@@ -42,12 +57,11 @@ def samples_for(skeleton: Skeleton, calibration: Calibration) -> Samples:
       ModelError: the tokens are none of this model's.
     """
     reads_on = skeleton.generates
-    usual = default_context(skeleton.config, at_most=LENGTH if reads_on else SENTENCE_LENGTH)
     found = load_samples(
         calibration.path,
         lambda: load_tokenizer(skeleton),
         num_samples=calibration.num_samples,
-        length=calibration.length or usual,
+        length=calibration.length or usual_length(skeleton),
         seed=calibration.seed,
         packed=reads_on,
     )

@@ -109,7 +109,15 @@ def execute(
     remarks: Sequence[str] = ()
     with _Output(directory, pieces, shards) as output:
         if plan.needs_data:
-            outcome = quantize_blocks(plan, checkpoint, batches, lambda r: output.take(r, plan), on_step=on_block)
+            in_files = plan.reading is not None and plan.reading.in_files
+            outcome = quantize_blocks(
+                plan,
+                checkpoint,
+                batches,
+                lambda r: output.take(r, plan),
+                activations=directory if in_files else None,
+                on_step=on_block,
+            )
             remarks = outcome.remarks
             output.note_unreached(plan)
         done = sum(checkpoint.info(name).num_bytes for name in output.complete)

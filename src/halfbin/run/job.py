@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +16,9 @@ from halfbin.formats.read import layout_named, open_quantized
 from halfbin.models import open_skeleton, require_fit, untied
 from halfbin.planning import Plan, load_recipe, make_plan
 from halfbin.run import html
+from halfbin.run.activations import require_memory, with_reading
 from halfbin.run.assemble import Finished, assemble
-from halfbin.run.calibration import TOKENS_AT_ONCE, Calibration, samples_for
+from halfbin.run.calibration import TOKENS_AT_ONCE, Calibration, reading_of, samples_for
 from halfbin.run.client import loadable, settle_client
 from halfbin.run.device import require_device
 from halfbin.run.events import Event, OnEvent
@@ -54,7 +56,9 @@ class Job:
     trust_remote_code: bool = False
     device: str = "cpu"
     untie: bool = False
+    all_experts: bool = False
     calibration: Calibration = field(default_factory=Calibration)
+    activations: str = "auto"
     max_kl: float | None = None
 
 
@@ -85,6 +89,8 @@ def model_directory(model: str | Path) -> Path:
 def planned(job: Job) -> Iterator[tuple[Plan, Checkpoint]]:
     """The plan of a job and the open checkpoint; nothing heavy is done yet."""
     recipe = load_recipe(job.recipe)
+    if job.all_experts:
+        recipe = dataclasses.replace(recipe, all_experts=True)
     directory = model_directory(job.model)
     with open_checkpoint(directory) as checkpoint:
         skeleton = open_skeleton(directory, trust_remote_code=job.trust_remote_code)
@@ -94,7 +100,7 @@ def planned(job: Job) -> Iterator[tuple[Plan, Checkpoint]]:
         layout = layout_named(job.layout or recipe.layout, skeleton.dtype)
         found = make_plan(skeleton, checkpoint, recipe, layout)
         require_fit(skeleton, checkpoint)
-        yield loadable(found), checkpoint
+        yield with_reading(loadable(found), reading_of(skeleton, job.calibration), job.activations), checkpoint
 
 
 def run_job(job: Job, target: Path, on_event: OnEvent | None = None) -> Report:
@@ -127,6 +133,7 @@ def run_job(job: Job, target: Path, on_event: OnEvent | None = None) -> Report:
 
 def _carry_out(job: Job, plan: Plan, checkpoint: Checkpoint, work: Path, *, text: Text, clock: _Clock) -> Finished:
     """Write, read back and measure; nothing of it has its final name yet."""
+    require_memory(plan)
     obstacle = _obstacle(job, plan, checkpoint)
     windows = None if obstacle else _windows(plan, text)
     samples = samples_for(plan.skeleton, job.calibration) if plan.needs_data else None

@@ -9,6 +9,8 @@ from pathlib import Path
 
 STATUS = Path("/proc/self/status")
 INTERVAL_SECONDS = 0.02
+LARGE_BYTES = 4 * 2**20
+_MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of glibc's malloc.h
 
 
 def anonymous_bytes() -> int | None:
@@ -36,6 +38,17 @@ def give_back() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def return_large_tensors() -> None:
+    """From now on, let tensors of `LARGE_BYTES` and more have memory that the system gets back with them (glibc).
+
+    By itself the allocator keeps pieces of up to 32 MiB once one was freed, and tensors of many sizes tear them apart: a run
+    with 285 MB in use held 442. Fetching such memory anew costs 5 % of a run's time where tensors are that small; larger ones
+    are given back either way. It stays so until the process ends.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, LARGE_BYTES)
 
 
 class MemoryPeak:

@@ -6,6 +6,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,12 +19,14 @@ from halfbin.formats.checkpoint import Checkpoint
 from halfbin.kernels.errors import ErrorSums
 from halfbin.models import Structure
 from halfbin.models.blocks import find_blocks
+from halfbin.models.every_expert import EveryExpert
 from halfbin.models.inputs import Group, Inputs
+from halfbin.models.mapped import MappedMemory
 from halfbin.models.partial import PartialModel
 from halfbin.models.placement import Places, find_places
 from halfbin.models.probe import Consumer, Pair, Probe, find_pairs, unseen
 from halfbin.models.products import Place, Product, Watch
-from halfbin.models.walk import Stop, survey, walk
+from halfbin.models.walk import Call, Stop, survey, walk
 from halfbin.planning import Plan, SitePlan
 from halfbin.run.blockwise.feeding import model_inputs
 from halfbin.run.blockwise.learning import learn_codes, targets_of
@@ -34,7 +37,7 @@ from halfbin.run.blockwise.smoothing import Smoother
 from halfbin.run.blockwise.stages import Countdown, Order, Site, glance, read_by
 from halfbin.run.blockwise.stored import Stored, cast
 from halfbin.run.blockwise.streams import Streams
-from halfbin.run.memory import give_back
+from halfbin.run.memory import give_back, return_large_tensors
 from halfbin.tensor import InputQuantizer, MixedTensor, QTensor, dequantize
 from halfbin.tensor.matrices import matrices
 
@@ -89,6 +92,7 @@ def quantize_blocks(
     batches: Sequence[Tensor],
     emit: Emit,
     *,
+    activations: Path | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Outcome:
     """Carry out what a plan wants data for, and everything in the same blocks.
@@ -98,6 +102,7 @@ def quantize_blocks(
       checkpoint: the float weights.
       batches: token ids, int64 [num_samples, length] each.
       emit: given every tensor that was decided, as soon as it is; the others are the caller's.
+      activations: a folder for files that hold what stands between blocks; None: it is kept in memory.
       on_step: called with (blocks done, blocks in all).
 
     Raises:
@@ -108,14 +113,17 @@ def quantize_blocks(
             f"recipe {plan.recipe.name} calibrates on text, and {plan.skeleton.model_class.__name__} does not read any; use a "
             "recipe without data, such as int8"
         )
-    return _Loop(plan, checkpoint, batches, emit).run(on_step)
+    return_large_tensors()
+    return _Loop(plan, checkpoint, batches, emit, activations).run(on_step)
 
 
 class _Loop:
     """One calibrated run."""
 
-    def __init__(self, plan: Plan, checkpoint: Checkpoint, batches: Sequence[Tensor], emit: Emit) -> None:
-        self._plan, self._emit, self._batches = plan, emit, batches
+    def __init__(
+        self, plan: Plan, checkpoint: Checkpoint, batches: Sequence[Tensor], emit: Emit, activations: Path | None
+    ) -> None:
+        self._plan, self._emit, self._batches, self._activations = plan, emit, batches, activations
         self._from_quantized = plan.recipe.inputs_from == "quantized"
         self._partial = PartialModel(plan.skeleton, checkpoint)
         self._blocks = find_blocks(self._partial.model)
@@ -128,6 +136,7 @@ class _Loop:
         self._outcome = Outcome()
         self._emitted: set[str] = set()
         self.rotations = Rotations()
+        self.routed_as_ever: list[str] = []  # blocks with experts that take no other routing
 
     def emit(self, rounded: Rounded) -> None:
         """Hand a tensor over; it is not looked at again, though other blocks may share it."""
@@ -153,7 +162,10 @@ class _Loop:
             self._rotate(order, owners, first)
         outside = _Rest(self, rest)
         until = None if outside.wants_all else self.structure.head
-        for done, stop in enumerate(walk(model, self._blocks, inputs, until=until, context=outside.watch), 1):
+        hold = MappedMemory(self._activations).take if self._activations else _leave
+        for done, stop in enumerate(
+            walk(model, self._blocks, inputs, until=until, context=outside.watch, hold=hold), 1
+        ):
             with partial.loaded(stop.block.parameters):
                 if stop.visit == 0:
                     self._block(stop)
@@ -166,6 +178,11 @@ class _Loop:
                 on_step(done, len(order))
         outside.round()
         self._outcome.blocks = list(dict.fromkeys(order))
+        if self.routed_as_ever:
+            self._outcome.remarks.append(
+                f"experts of {len(self.routed_as_ever)} blocks, such as {self.routed_as_ever[0]}, were observed on the tokens "
+                "that the router gave them, not on all: their code takes no other routing"
+            )
         return self._outcome
 
     def _rotate(self, order: Sequence[str], owners: Mapping[str, int], inputs: Mapping[str, Any]) -> None:
@@ -219,13 +236,15 @@ class _Loop:
     def _hand_on(self, stop: Stop) -> None:
         with torch.no_grad():
             for call in stop.calls:
-                call.output = stop.run(call, final=True)
+                stop.answer(call, stop.run(call, final=True))
 
     def _block(self, stop: Stop) -> None:
         rounded = self._from_quantized
         with torch.no_grad():
             stop.find_mutation()
             part = Part(self, stop.block.parameters)
+            if self._plan.recipe.all_experts:
+                part.take_every_expert(stop)
             if self.streams.float_beside and part.corrects:
                 part.take_in_stages(stop)
             part.observe(stop, final=not rounded)
@@ -255,34 +274,40 @@ class Part:
         self._sites: list[tuple[SitePlan, Places]] = [
             (s, self._places[s.site.tensor]) for s in sites if s.quantized and self._places.get(s.site.tensor)
         ]
-        self._wanted = read_by(self._sites)
-        self.inputs: Inputs[InputStatistics] = Inputs(InputStatistics, self._holds_a_site, self._take)
         self._unrounded: dict[Place, Tensor] = {}  # what the products of a call read in the float stream
+        self.inputs = self._observing(self._sites)
         self._stored = Stored(partial, self._places, loop._shapes)
         self._changed = loop.rotations.parameters & set(self.names)
         self.corrects = any(s.correction for s, _ in self._sites)
+        self._learns = any("autoround" in s.method for s, _ in self._sites)
+        self._routed: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
         self._order: Order | None = None  # of products; only where sites are taken in stages
         self._float: dict[str, Tensor] = {}  # there, the parameters with sites as they were before
         self._stages: list[list[Site]] = [self._sites]
         self._transforms = list(dict.fromkeys(t for s, _ in self._sites for t in s.transforms if t != "rotate"))
         self._static = [p for s, places in self._sites for p in places if s.inputs is not None and s.inputs.needs_scale]
-        self.ranges: Inputs[ActivationHistogram] = Inputs(ActivationHistogram, self._is_static)
+        self.ranges: Inputs[ActivationHistogram] = Inputs(ActivationHistogram, _inside_of(self._static))
         self._rounded: list[tuple[SitePlan, Places, Rounded]] = []
-
-    def _holds_a_site(self, place: Place) -> bool:
-        return any(wanted.inside(place) for wanted in self._wanted)
-
-    def _is_static(self, place: Place) -> bool:
-        return any(wanted.inside(place) for wanted in self._static)
 
     @property
     def has_static_inputs(self) -> bool:
         """Whether scales of inputs are to be chosen."""
         return bool(self._static)
 
+    def take_every_expert(self, stop: Stop) -> None:
+        """From now on observe experts with every token, where their code takes such a routing."""
+        experts = EveryExpert(stop.block.module, lambda: stop.run(stop.calls[0]))
+        self._routed = experts.routed
+        reached = experts.parameters
+        missed = any(n in self._loop.structure.experts and id(p) not in reached for n, p in self.parameters.items())
+        routes = bool(self._loop.structure.routers & set(self.names))
+        if missed or (routes and not reached):
+            self._loop.routed_as_ever.append(stop.block.name)
+
     def take_in_stages(self, stop: Stop) -> None:
         """From now on observe the input of each site when all sites that come before it are rounded."""
-        self._order = Order.of(lambda: stop.run(stop.calls[0]), self.parameters)
+        with self._routed():
+            self._order = Order.of(lambda: stop.run(stop.calls[0]), self.parameters)
         self._stages = self._order.stages(self._sites)
 
     def observe(self, stop: Stop, *, final: bool) -> None:
@@ -290,57 +315,75 @@ class Part:
         if self._order is not None and not self._transforms:
             self._observe_stage(stop, 0)
             return
-        with Watch(self.parameters, self.inputs.see):
+        with self._routed(), Watch(self.parameters, self.inputs.see):
             for call, _ in self._loop.streams.pairs(stop):
                 self.inputs.begin_call()
-                call.output = stop.run(call, final=final)
+                output = stop.run(call, final=final)
+                if final or self._learns:
+                    call.output = output
         if self._order is None:
             for _, unrounded in self._loop.streams.pairs(stop):
                 if unrounded is not None:
-                    unrounded.output = stop.run(unrounded, final=True)
+                    self._hand_on_float(stop, unrounded, stop.run(unrounded, final=True))
+
+    def _hand_on_float(self, stop: Stop, unrounded: Call, output: Any) -> None:
+        """Let a batch of the float stream go on, unless its output is still to be learned from."""
+        if self._learns:
+            unrounded.output = output
+        else:
+            stop.answer(unrounded, output)
 
     def _observe_stage(self, stop: Stop, number: int) -> None:
         """See what flows into the sites of a stage in both streams; with the last stage the float one is handed on."""
         assert self._order is not None
-        self._wanted = read_by(self._stages[number])
-        self.inputs = Inputs(InputStatistics, self._holds_a_site, self._take)
+        wanted = read_by(self._stages[number])
+        holds_a_site, self.inputs = _inside_of(wanted), self._observing(self._stages[number])
         as_they_were = {self._inner(stop)[name]: value for name, value in self._float.items()}
         last = number == len(self._stages) - 1
+
+        def remember(product: Product) -> None:
+            if holds_a_site(product.place):
+                self._unrounded[product.place] = product.x.detach()
+
         for call, unrounded in self._loop.streams.pairs(stop):
             assert unrounded is not None
-            countdown = None if last else Countdown(self._order, self._wanted)
-            with glance({**self.parameters, **self._float}, self._remember, countdown):
-                unrounded.output = stop.run_with(unrounded, as_they_were, final=last)
+            countdown = None if last else Countdown(self._order, wanted)
+            with self._routed(), glance({**self.parameters, **self._float}, remember, countdown):
+                output = stop.run_with(unrounded, as_they_were, final=last)
             self.inputs.begin_call()
-            with glance(self.parameters, self.inputs.see, Countdown(self._order, self._wanted)):
+            with self._routed(), glance(self.parameters, self.inputs.see, Countdown(self._order, wanted)):
                 stop.run(call)
             self._unrounded.clear()
-
-    def _remember(self, product: Product) -> None:
-        if self._holds_a_site(product.place):
-            self._unrounded[product.place] = product.x.detach()
+            if last:
+                self._hand_on_float(stop, unrounded, output)
 
     def _inner(self, stop: Stop) -> dict[str, str]:
         """From the names of the block's parameters to those inside the block."""
         prefix = f"{stop.block.name}."
         return {self._partial.canonical(p): p.removeprefix(prefix) for p in stop.block.parameters}
 
-    def _take(self, observer: InputStatistics, product: Product) -> None:
-        x, unrounded = product.x, self._unrounded.get(product.place)
-        # Experts are given some of the tokens, which need not be the same ones in both streams.
-        num_tokens = self._loop.streams.num_tokens
-        alike = unrounded is not None and unrounded.shape == x.shape and x.numel() == x.shape[-1] * num_tokens
-        observer.add(x, unrounded if alike else None)
+    def _observing(self, sites: Sequence[Site]) -> Inputs[InputStatistics]:
+        """Statistics of what these sites read. Nothing in them knows this part, which would else wait for the collector."""
+        unrounded_of, loop = self._unrounded, self._loop
+
+        def take(observer: InputStatistics, product: Product) -> None:
+            x, unrounded = product.x, unrounded_of.get(product.place)
+            # Experts are given some of the tokens, which need not be the same ones in both streams.
+            num_tokens = loop.streams.num_tokens
+            alike = unrounded is not None and unrounded.shape == x.shape and x.numel() == x.shape[-1] * num_tokens
+            observer.add(x, unrounded if alike else None)
+
+        return Inputs(InputStatistics, _inside_of(read_by(sites)), take)
 
     def observe_ranges(self, stop: Stop, *, final: bool) -> None:
         """Run the rounded block on the same samples: its outputs, if they are `final`, and the ranges of static inputs."""
         watch = Watch(self.parameters, self.ranges.see) if self._static else contextlib.nullcontext()
-        with watch:
+        with self._routed() if self._static else contextlib.nullcontext(), watch:
             for call, _ in self._loop.streams.pairs(stop):
                 self.ranges.begin_call()
                 output = stop.run(call, final=final)
                 if final:
-                    call.output = output
+                    stop.answer(call, output)
 
     def transform(self, stop: Stop) -> None:
         """Apply the transforms that the sites ask for."""
@@ -359,7 +402,7 @@ class Part:
     def round(self, stop: Stop | None = None) -> None:
         """Choose codes for every site, and put the rounded weights back; those that are learned last, with the block `stop`."""
         learned = [(s, places) for s, places in self._sites if stop is not None and "autoround" in s.method]
-        values = {s.site.tensor: self._stored.read(s.site.tensor).clone() for s, _ in self._sites}
+        values = {s.site.tensor: self._stored.read(s.site.tensor).clone() for s, _ in learned}
         found: dict[str, SiteCodes] = {}
         seen: dict[str, Mapping[Place, Group[InputStatistics] | None]] = {}
         if self._order is not None:
@@ -369,35 +412,50 @@ class Part:
             if stop is not None and self._order is not None and (number or self._transforms):
                 self._observe_stage(stop, number)
             factors = Factors()
-            for planned, places in stage:
+            # Sites that read the widest inputs come last: by then the statistics of all others are given back.
+            order = sorted(stage, key=lambda site: site[1][0].size[1])
+            readers = Counter(id(group) for _, places in order for group in self._feeding(places))
+            for planned, places in order:
                 groups = {place: self.inputs.feeding(place) for place in places}
-                found[planned.site.tensor] = round_site(
-                    planned, places, self.parameters[places[0].parameter], groups, factors
-                )
-                self._put_back(planned, places, found[planned.site.tensor].q)
+                site = round_site(planned, places, self.parameters[places[0].parameter], groups, factors)
                 if (planned, places) in learned:
-                    seen[planned.site.tensor] = groups
+                    found[planned.site.tensor], seen[planned.site.tensor] = site, groups
+                    self._put_back(planned, places, site.q)
+                    continue
+                self._settle(planned, places, site, self._stored.read(planned.site.tensor))
+                for group in self._feeding(places):
+                    readers[id(group)] -= 1
+                    if not readers[id(group)]:
+                        factors.forget(group)
         self._float.clear()
         if stop is not None and learned:
             codes = self._learn(stop, learned, {name: site.q for name, site in found.items()}, values)
             for planned, places in learned:
                 name = planned.site.tensor
-                self._put_back(planned, places, codes[name])
                 error = output_error(places, values[name], codes[name], seen[name], transposed=planned.site.transposed)
-                found[name] = replace(found[name], q=codes[name], output_error=error)
-        for planned, places in self._sites:
-            name = planned.site.tensor
-            transformed = bool(self._changed & {place.parameter for place in places})
-            site = found[name]
-            rounded = Rounded(
-                name,
-                site.q,
-                sums=rounding_sums(values.pop(name), site.q),
-                transformed=transformed,
-                output_error=site.output_error,
-                remarks=site.remarks,
-            )
+                self._settle(planned, places, replace(found[name], q=codes[name], output_error=error), values.pop(name))
+            for group in self.inputs.groups():
+                group.observer.forget()
+
+    def _settle(self, planned: SitePlan, places: Places, site: SiteCodes, values: Tensor) -> None:
+        """Put a site's rounded weights back, and hand its codes over unless a scale of its inputs is still to come."""
+        rounded = Rounded(
+            planned.site.tensor,
+            site.q,
+            sums=rounding_sums(values, site.q),
+            transformed=bool(self._changed & {place.parameter for place in places}),
+            output_error=site.output_error,
+            remarks=site.remarks,
+        )
+        self._put_back(planned, places, site.q)
+        if planned.inputs is not None and planned.inputs.needs_scale:
             self._rounded.append((planned, places, rounded))
+        else:
+            self._loop.emit(replace(rounded, inputs=input_quantizer(planned, None)))
+
+    def _feeding(self, places: Places) -> list[Group[InputStatistics]]:
+        """The groups that a site's matrices read, each once."""
+        return list({id(g): g for g in map(self.inputs.feeding, places) if g is not None}.values())
 
     def _put_back(self, planned: SitePlan, places: Places, q: QTensor | MixedTensor) -> None:
         for place, w_hat in zip(places, matrices(dequantize(q), transposed=planned.site.transposed), strict=True):
@@ -497,6 +555,15 @@ class _Rest:
         with torch.no_grad():
             self._part.round()
             self._part.give_out()
+
+
+def _leave(arguments: object) -> None:
+    """Activations stay in memory."""
+
+
+def _inside_of(wanted: Sequence[Place]) -> Callable[[Place], bool]:
+    """Whether a place holds one of `wanted`; it knows no `Part`, which would else wait for the garbage collector."""
+    return lambda place: any(each.inside(place) for each in wanted)
 
 
 def _renamed(pair: Pair, names: Mapping[str, str]) -> Pair:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from halfbin.calibration import InputStatistics, outlier_features
+from halfbin.calibration import InputStatistics, SecondMoment, outlier_features
 from halfbin.errors import DataError
 from halfbin.evaluation.layers import TensorError
 from halfbin.kernels.errors import ErrorSums
@@ -32,27 +32,34 @@ ENOUGH_TOKENS = 64  # below that an input's second moment says more about the sa
 class Factors:
     """Factorised second moments, each made once for all the sites that read it."""
 
-    _made: dict[tuple[int, tuple[int, ...]], Factor] = field(default_factory=dict)
+    _made: dict[int, dict[tuple[int, ...], Factor]] = field(default_factory=dict)
 
     def moment(self, group: Group[InputStatistics], without: Tensor) -> Tensor | LowRank:
         """The second moment of a group's inputs; approximated where the whole one would make a search take minutes."""
-        matrix = _matrix(group, without).to(torch.float32)
+        matrix = group.observer.matrix(torch.float32)
+        _clear(matrix, without)
         return low_rank(matrix) if len(matrix) > WHOLE_FEATURES else matrix
 
     def of(self, group: Group[InputStatistics], without: Tensor) -> Factor:
         """The factor of a group's inputs, as if some features (int64 [k]) were always zero: no error moves to or from them."""
-        key = (id(group), tuple(without.tolist()))
-        if key not in self._made:
-            self._made[key] = factorise(_matrix(group, without))
-        return self._made[key]
+        made = self._made.setdefault(id(group), {})
+        key = tuple(without.tolist())
+        if key not in made:
+            moment: Tensor | SecondMoment = group.observer.moment
+            if key:
+                moment = _clear(group.observer.matrix(), without)
+            made[key] = factorise(moment)
+        return made[key]
+
+    def forget(self, group: Group[InputStatistics]) -> None:
+        """Give the memory of a group's factor and statistics back: the last site that reads it is rounded."""
+        self._made.pop(id(group), None)
+        group.observer.forget()
 
 
-def _matrix(group: Group[InputStatistics], without: Tensor) -> Tensor:
-    matrix = group.observer.matrix()
-    if without.numel():
-        matrix = matrix.clone()
-        matrix[without] = 0
-        matrix[:, without] = 0
+def _clear(matrix: Tensor, features: Tensor) -> Tensor:
+    matrix[features] = 0
+    matrix[:, features] = 0
     return matrix
 
 
@@ -195,10 +202,5 @@ def _repairs(factor: Factor) -> str | None:
 
 def _output_sums(weight: Tensor, w_hat: Tensor, statistics: InputStatistics) -> ErrorSums:
     """The sums behind ||X (w_hat - w)^T|| / ||X w^T||, from X^T X."""
-    moment = statistics.matrix().to(torch.float32)
-    difference = w_hat - weight
-    return ErrorSums(
-        signal=float(((weight @ moment) * weight).sum(dtype=torch.float64)),
-        noise=max(0.0, float(((difference @ moment) * difference).sum(dtype=torch.float64))),
-        max_abs=0.0,
-    )
+    moment = statistics.moment
+    return ErrorSums(signal=moment.energy(weight), noise=max(0.0, moment.energy(w_hat - weight)), max_abs=0.0)
