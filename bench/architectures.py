@@ -1,6 +1,6 @@
 """Claim: halfbin's calibrated methods work on whatever causal-LM class transformers has, without knowing any by its name.
 
-    python bench/architectures.py --work FOLDER [--methods rtn gptq awq smoothquant] [--classes NAME ...] [--again]
+    python bench/architectures.py --work FOLDER [--methods rtn gptq ... corrected] [--classes NAME ...] [--again]
 
 A tiny random model of each class (bench/tiny_models.py) is saved and quantized with each method, in a child process with a time
 limit. A run passes when the checkpoint is written, plain transformers fills its model from it, both readers give the same
@@ -46,7 +46,10 @@ METHODS: Mapping[str, str] = {
     "gptq": 'weights = "int4-g32"\nmethod = "gptq"',
     "awq": 'weights = "int4-g32"\ntransforms = ["awq"]',
     "smoothquant": 'weights = "int8-channel"\ntransforms = ["smoothquant"]',
+    "rotate": 'weights = "int4-g32"\ntransforms = ["rotate"]',
+    "corrected": 'weights = "int4-g32"\nmethod = "gptq"\ncorrection = 0.5',
 }
+UNTIED = {"rotate"}  # an embedding and a head turn differently, since the norm between them moves into the head
 FLOAT = "float"  # the run that makes the model
 SAMPLES, LENGTH = 32, 32
 MEMORY_BYTES = 10 * 2**30  # addresses of one run, most of them the libraries'
@@ -128,7 +131,8 @@ def proof(folder: Path, name: str, method: str, samples: Calibration, original: 
     finally:
         shutil.rmtree(output, ignore_errors=True)
     require(error, PROOF_TOLERANCE, "the transform alone changed the function")
-    return {"transformed": sum(d.transformed for d in written.calibrated.values()), "proof": error}
+    moved = sum(d.transformed for d in written.calibrated.values())
+    return {"transformed": moved, "proof": error, "remarks": written.remarks}
 
 
 def logits(model: nn.Module) -> Tensor:
@@ -191,13 +195,14 @@ def prepare(folder: Path) -> None:
     tokens = np.random.default_rng(0).integers(3, tiny_models.VOCABULARY, (SAMPLES, LENGTH))
     np.save(folder / "tokens.npy", tokens.astype(np.int64))
     for method, rule in METHODS.items():
-        (folder / f"{method}.toml").write_text(f'remainder = "row"\n[[rule]]\nmatch = "*"\n{rule}\n')
+        head = "untie = true\n" * (method in UNTIED)
+        (folder / f"{method}.toml").write_text(f'{head}remainder = "row"\n[[rule]]\nmatch = "*"\n{rule}\n')
         rules = "".join(
             f'[[rule]]\nmatch = "role:{role}"\nweights = "int8-g1"\ntransforms = ["{method}"]\n'
             for role in ("linear", "expert")
         )
         if "transforms" in rule:
-            (folder / f"{method}-alone.toml").write_text(f'layout = "halfbin"\n{rules}')
+            (folder / f"{method}-alone.toml").write_text(f'{head}layout = "halfbin"\n{rules}')
 
 
 def sweep(folder: Path, names: Iterable[str], methods: Iterable[str], *, again: bool, limit: float) -> None:
@@ -235,11 +240,18 @@ def show(folder: Path, names: list[str], methods: Iterable[str]) -> None:
     models = sum(line["passed"] for (_, method), line in lines.items() if method == FLOAT)
     print(f"\n{len(names)} classes, {models} run in float\n")
     print(
-        "| method | runs | passed | share | own layout only | sites | left | without data | worst client | worst proof |"
+        "| method | runs | passed | share | own layout only | sites | left | without data | transformed | worst client | "
+        "worst proof |"
     )
-    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
     for method in methods:
         print(_row(method, [line for key, line in lines.items() if key[1] == method]))
+    remarks = Counter(
+        f"{method}: {remark}"[:160] for (_, method), line in lines.items() for remark in line.get("remarks", ())
+    )
+    print("\n| classes | remark on the transform alone |\n|---:|---|")
+    for remark, count in remarks.most_common():
+        print(f"| {count} | {remark} |")
     print("\n| class | method | reason | in halfbin's layout |\n|---|---|---|---|")
     for (name, method), line in sorted(lines.items()):
         if not line["passed"]:
@@ -253,6 +265,7 @@ def _row(method: str, runs: list[Line]) -> str:
     cells = [
         f"{100 * len(passed) / max(1, len(runs)):.1f} %",
         *(own, sum(line["quantized"] for line in passed), left, sum(line["without_data"] for line in passed)),
+        sum(line.get("transformed", 0) > 0 for line in passed),
         *(f"{max((line.get(key, 0.0) for line in passed), default=0.0):.1e}" for key in ("client", "proof")),
     ]
     return f"| {method} | {len(runs)} | {len(passed)} | {' | '.join(map(str, cells))} |"
