@@ -28,7 +28,7 @@ from halfbin import demo
 from halfbin.evaluation import compare, paired_difference
 from halfbin.formats.checkpoint import open_checkpoint
 from halfbin.formats.read import layout_named
-from halfbin.models import Skeleton, load_weights, open_skeleton
+from halfbin.models import Skeleton, load_weights, open_skeleton, untied
 from halfbin.models.blocks import Block, find_blocks
 from halfbin.models.partial import PartialModel
 from halfbin.models.probe import Probe, by_input, find_pairs, scale_producer
@@ -38,12 +38,15 @@ from halfbin.run.calibration import TOKENS_AT_ONCE, Calibration, samples_for
 from halfbin.run.execute import execute
 from halfbin.run.measure import evaluation_text, windows_of
 
-RULE = 'layout = "halfbin"\nremainder = "row"\n[[rule]]\nmatch = "*"\n'
+RULE = 'layout = "halfbin"\nuntie = true\nremainder = "row"\n[[rule]]\nmatch = "*"\n'
 RECIPES = {
     "w8a8 per tensor, static": 'weights = "int8-channel"\ninputs = "int8-tensor"\n',
     "w8a8 per tensor, SmoothQuant": 'weights = "int8-channel"\ninputs = "int8-tensor"\ntransforms = ["smoothquant"]\n',
     "w8a8 per token": 'weights = "int8-channel"\ninputs = "int8-token"\n',
     "w8a8 per token, SmoothQuant": 'weights = "int8-channel"\ninputs = "int8-token"\ntransforms = ["smoothquant"]\n',
+    "w8a8 per token, rotated": 'weights = "int8-channel"\ninputs = "int8-token"\ntransforms = ["rotate"]\n',
+    "w4a4 per token": 'weights = "int4-channel"\ninputs = "int4-token"\n',
+    "w4a4 per token, rotated": 'weights = "int4-channel"\ninputs = "int4-token"\ntransforms = ["rotate"]\n',
     "LLM.int8()": 'weights = "int8-channel"\ninputs = "int8-token-outliers6"\n',
     "int4-g128": 'weights = "int4-g128"\n',
     "int4-g128, AWQ": 'weights = "int4-g128"\ntransforms = ["awq"]\n',
@@ -108,9 +111,11 @@ def losses(skeleton: Skeleton, text: Path | None, max_tokens: int, context: int 
     for name, rule in RECIPES.items():
         recipe = parse_recipe(RULE + rule, source=name)
         with open_checkpoint(skeleton.path) as checkpoint, tempfile.TemporaryDirectory() as folder:
-            plan = make_plan(skeleton, checkpoint, recipe, layout_named("halfbin", skeleton.dtype))
+            model = untied(skeleton, checkpoint.names)  # rotation turns an embedding and a head differently
+            checkpoint.add_copies(model.copies)
+            plan = make_plan(model, checkpoint, recipe, layout_named("halfbin", skeleton.dtype))
             written = execute(plan, checkpoint, Path(folder), batches=samples.batches(TOKENS_AT_ONCE))
-            found = compare(original, load_weights(skeleton, directory=Path(folder)), windows)
+            found = compare(original, load_weights(model, directory=Path(folder)), windows)
         assert found.by_window is not None
         rounded = [s for s in plan.with_columns(written.columns).sites if s.quantized]
         bits = 8 * sum(s.bytes_after for s in rounded) / sum(s.site.num_weights for s in rounded)

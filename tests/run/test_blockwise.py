@@ -286,3 +286,8 @@ def test_a_block_that_is_called_twice_is_rounded_once_and_keeps_its_scales(tmp_p
     ours = load_weights(skeleton, directory=tmp_path)
     expected = outputs(loaded("albert"), skeleton)
     assert float((outputs(ours, skeleton) - expected).norm() / expected.norm()) < 0.2
+
+
+def test_a_model_that_calls_a_block_twice_corrects_nothing_and_says_so(tmp_path: Path) -> None:
+    result, _ = written("albert", GPTQ + "correction = 0.5\n", tmp_path)
+    assert [r for r in result.remarks if "not made up for" in r and "more than once" in r]
