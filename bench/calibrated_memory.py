@@ -1,6 +1,6 @@
 """Peak memory of a calibrated run over the number of layers: it should not grow with them.
 
-    python bench/calibrated_memory.py [--layers 4 8 16] [--hidden 1024] [--samples 16] [--length 256] [--activations memory]
+    python bench/calibrated_memory.py [--layers 4 8 16] [--hidden 1024] [--samples 16] [--correction 0]
 
 Random Llamas are written (bf16), quantized by GPTQ to int4-g128 in a process of its own, without measuring quality; the highest
 anonymous resident memory above the interpreter with its imports is printed beside what the plan said, the float32 size of one
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-RECIPE = '[[rule]]\nmatch = "*"\nweights = "int4-g128"\nmethod = "gptq"\n'
+RECIPE = '[[rule]]\nmatch = "*"\nweights = "int4-g128"\nmethod = "gptq"\ncorrection = {}\n'
 CHILD = """
 import sys
 from pathlib import Path
@@ -55,7 +55,7 @@ def peak_bytes(layers: int, options: argparse.Namespace, folder: Path) -> tuple[
     rest = sum(4 * p.numel() for p in model.parameters()) - layers * block
     model.save_pretrained(folder / "model")
     del model
-    (folder / "gptq.toml").write_text(RECIPE)
+    (folder / "gptq.toml").write_text(RECIPE.format(options.correction))
     np.save(folder / "tokens.npy", np.random.default_rng(0).integers(3, 2048, (options.samples, options.length)))
     paths = [folder / "model", folder / "out", folder / "gptq.toml", folder / "tokens.npy"]
     arguments = [*map(str, paths), str(options.samples), str(options.length), options.activations]
@@ -70,6 +70,9 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=1024)
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--length", type=int, default=256)
+    parser.add_argument(
+        "--correction", type=float, default=0.0, help="a second stream of samples, the float model's, above 0"
+    )
     parser.add_argument("--activations", choices=["memory", "disk", "auto"], default="memory")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()

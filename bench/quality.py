@@ -4,8 +4,8 @@
                             [--methods rtn gptq+mse awq ...] [--samples N] [--out results.jsonl]
 
 demo      halfbin's own model; calibrated on its calibration text, measured on its held-out text.
-story-lm  DIR/story-lm, a Hugging Face directory; calibrated on the first 120,000 characters of DIR/text/tinystories-train.txt
-          (or whatever --calibration names), measured on 90,000 of DIR/text/tinystories-valid.txt, windows of 256.
+story-lm  DIR/story-lm, a Hugging Face directory; calibrated on --calibration, other stories, measured on 90,000 characters of
+          DIR/text/tinystories-valid.txt, windows of 256.
 minilm    an encoder; calibrated on the sentences of DIR/sts/sts-test.csv, measured on those of sts-dev.csv: the mean squared
           error of the embeddings, and Spearman's correlation with people's scores.
 
