@@ -35,30 +35,30 @@ def test_rows_are_rows_that_were_seen() -> None:
     assert {tuple(row.tolist()) for row in statistics.rows} <= {tuple(row.tolist()) for row in x}
 
 
-def test_two_streams_are_crossed_from_where_they_part() -> None:
+def test_how_far_inputs_moved_is_summed_from_where_the_streams_part() -> None:
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(60, 12, generator=generator)
-    moved = x + 0.1 * torch.randn(60, 12, generator=generator) * (torch.arange(60) >= 20)[:, None]
+    unrounded = torch.randn(60, 12, generator=generator)
+    x = unrounded + 0.1 * torch.randn(60, 12, generator=generator) * (torch.arange(60) >= 20)[:, None]
     statistics = InputStatistics(12)
-    for part, unrounded in zip(torch.split(moved, 20), torch.split(x, 20), strict=True):
-        statistics.add(part, unrounded)
-    cross = statistics.cross()
-    assert cross is not None
-    expected = x.double().T @ moved.double()
-    assert torch.allclose(cross, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+    for part, before in zip(torch.split(x, 20), torch.split(unrounded, 20), strict=True):
+        statistics.add(part, before)
+    moved = statistics.moved()
+    assert moved is not None
+    expected = (unrounded - x).double().T @ x.double()
+    assert torch.allclose(moved, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
     scale = torch.linspace(0.1, 9, 12)
     statistics.divide(scale)
-    divided = statistics.cross()
+    divided = statistics.moved()
     assert divided is not None
-    expected = (x / scale).double().T @ (moved / scale).double()
+    expected = ((unrounded - x) / scale).double().T @ (x / scale).double()
     assert torch.allclose(divided, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
 
-def test_streams_that_never_part_are_not_crossed() -> None:
+def test_streams_that_never_part_have_not_moved() -> None:
     x = torch.randn(20, 12, generator=torch.Generator().manual_seed(1))
     statistics = InputStatistics(12)
     statistics.add(x, x.clone())
-    assert statistics.cross() is None
+    assert statistics.moved() is None
 
 
 @pytest.mark.parametrize("scale", [torch.ones(3), torch.tensor([1.0, 0.0])], ids=["too many", "zero"])

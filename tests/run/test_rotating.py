@@ -72,6 +72,7 @@ STREAMS = {  # a matrix that writes into the stream
     "phi3": "model.layers.1.mlp.down_proj.weight",
     "mixtral": "model.layers.1.block_sparse_moe.experts.3.w2.weight",
     "qwen2-moe": "model.layers.1.mlp.experts.3.down_proj.weight",
+    "granite-moe": "model.layers.1.block_sparse_moe.output_linear.weight",  # its forward has no use_cache to turn off
     "gpt-oss": "model.layers.1.mlp.experts.down_proj",
     "llama-tied": "model.layers.1.mlp.down_proj.weight",
     "gpt2": "transformer.h.1.mlp.c_proj.weight",

@@ -1,7 +1,7 @@
 """A^T B over two streams of activations with the same tokens: how the inputs of a layer have moved since it was trained.
 
-With A the inputs that the float model gives a layer and B those of the partly quantized model, this and the second moment of B
-tell how the layer's weight should change before it is rounded (`methods.correction`).
+With B the inputs that a layer gets from the partly quantized model, and A how far they are from those of the float model, this
+and the second moment of B tell how the layer's weight should change before it is rounded (`methods.correction`).
 
 Samples are summed as in `second_moment`: float32 within one, float64 across, in their order; so merging is exact to the same
 degree, and `cross_product` with `add_product` gives the bits of one observer. On equal streams the sum equals that of
@@ -31,13 +31,6 @@ class CrossMoment:
         self.num_features = num_features
         self.num_tokens = 0
         self._sum = torch.zeros(num_features, num_features, dtype=torch.float64, device=device)
-
-    @classmethod
-    def of_equal(cls, second_moment: Tensor, num_tokens: int) -> CrossMoment:
-        """Of two streams that have been the same so far; `second_moment` is taken over, float64 [in, in]."""
-        made = cls(0)
-        made.num_features, made.num_tokens, made._sum = len(second_moment), num_tokens, second_moment
-        return made
 
     @torch.no_grad()
     def add(self, x: Tensor, x_quantized: Tensor) -> None:
@@ -74,8 +67,8 @@ class CrossMoment:
         self._sum.div_(scale[:, None]).div_(scale)
 
     def matrix(self) -> Tensor:
-        """sum x x_quantized^T, float64 [num_features, num_features]: a row for each feature of x."""
-        return self._sum.clone()
+        """sum x x_quantized^T, float64 [num_features, num_features], a row for each feature of x; not a copy."""
+        return self._sum
 
 
 @torch.no_grad()

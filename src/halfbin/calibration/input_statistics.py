@@ -23,7 +23,7 @@ class InputStatistics:
         self.num_features = num_features
         self.channels = ChannelStatistics(num_features)
         self._moment = SecondMoment(num_features)
-        self._cross: CrossMoment | None = None
+        self._moved: CrossMoment | None = None
         self._rows: list[Tensor] = []
 
     @property
@@ -42,7 +42,8 @@ class InputStatistics:
           DataError: NaN or infinity.
         """
         rows = x.detach().reshape(-1, self.num_features).to(torch.float32)
-        self._add_cross(rows, rows if unrounded is None else unrounded.detach().reshape(rows.shape).to(torch.float32))
+        if unrounded is not None:
+            self._add_moved(rows, unrounded.detach().reshape(rows.shape).to(torch.float32))
         self._moment.add(rows)
         self.channels.add(rows)
         step = max(1, len(rows) // ROWS_PER_CALL)
@@ -65,24 +66,21 @@ class InputStatistics:
     def forget(self) -> None:
         """Give the memory of the moments and the rows back; counts and channels stay."""
         self._moment.forget()
-        self._cross = None
+        self._moved = None
         self._rows.clear()
 
     def squares(self) -> Tensor:
         """The sum of x^2 of each feature, float64 [in_features]."""
         return self._moment.diagonal()
 
-    def cross(self) -> Tensor | None:
-        """X_float^T X, float64 [in_features, in_features]; None where no input has moved from what it was in float."""
-        return None if self._cross is None else self._cross.matrix()
+    def moved(self) -> Tensor | None:
+        """(X_float - X)^T X, float64 [in_features, in_features], not a copy; None where no input is another than in float."""
+        return None if self._moved is None else self._moved.matrix()
 
-    def _add_cross(self, rows: Tensor, unrounded: Tensor) -> None:
-        if self._cross is None:
-            if unrounded is rows or torch.equal(unrounded, rows):
-                return
-            # Until now both were the same, and so were their moments.
-            self._cross = CrossMoment.of_equal(self.matrix(), self.num_tokens)
-        self._cross.add(unrounded, rows)
+    def _add_moved(self, rows: Tensor, unrounded: Tensor) -> None:
+        if not torch.equal(unrounded, rows):
+            self._moved = self._moved or CrossMoment(self.num_features)
+            self._moved.add(unrounded - rows, rows)
 
     def divide(self, scale: Tensor) -> None:
         """Make of these the statistics of x / scale.
@@ -95,6 +93,6 @@ class InputStatistics:
         wide = scale.to(torch.float64)
         self._moment.divide(wide)
         self.channels.divide(wide)
-        if self._cross is not None:
-            self._cross.divide(wide)
+        if self._moved is not None:
+            self._moved.divide(wide)
         self._rows = [(rows / wide).to(torch.float32) for rows in self._rows]

@@ -16,6 +16,8 @@ the sum was within 10 % of what was measured; see docs/performance.md.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -103,12 +105,18 @@ def _in_block(skeleton: Skeleton, block: Block, sites: Sequence[SitePlan], readi
 
 
 def _statistics(sites: Sequence[SitePlan]) -> int:
+    """What is held of all inputs; with corrections, of those of one stage: sites with one name and width, but for numbers."""
     seen: dict[tuple[str, int], int] = {}
     for planned in sites:
         count, _, width = _matrix_of(planned)
-        crossed = 8 * width**2 if planned.correction else 0
-        seen[planned.site.name.rpartition(".")[0], width] = count * (sum_bytes(width) + crossed)
-    return sum(seen.values())
+        moved = 8 * width**2 if planned.correction else 0
+        seen[planned.site.name.rpartition(".")[0], width] = count * (sum_bytes(width) + moved)
+    if not any(s.correction for s in sites):
+        return sum(seen.values())
+    stages: Counter[tuple[str, int]] = Counter()
+    for (path, width), size in seen.items():
+        stages[re.sub(r"\.\d+(?=\.|$)", ".#", path), width] += size
+    return max(stages.values())
 
 
 def _rounding(sites: Sequence[SitePlan]) -> int:
@@ -119,8 +127,7 @@ def _rounding(sites: Sequence[SitePlan]) -> int:
         weight = FLOAT32 * rows * width
         stored = (count - 1) * weight * 3  # a stack's other matrices, as they are, rounded, and their difference
         factorise = 2 * FLOAT32 * width**2
-        correct = 3 * 8 * width**2 if planned.correction else 0
-        found.append(max(factorise, correct, FLOAT32 * width**2 + 5 * weight + stored))
+        found.append(max(factorise, FLOAT32 * width**2 + 5 * weight + stored))
     return max(found)
 
 

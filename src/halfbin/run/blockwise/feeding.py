@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,3 +20,16 @@ def model_inputs(model: nn.Module, batches: Sequence[Tensor]) -> list[dict[str, 
     always: dict[str, Any] = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
     both = bool(getattr(config, "is_encoder_decoder", False))
     return [{"input_ids": ids} | ({"decoder_input_ids": ids} if both else {}) | always for ids in batches]
+
+
+@contextlib.contextmanager
+def without_cache(model: nn.Module) -> Iterator[None]:
+    """Inside, a model keeps no keys and values, though its forward has no argument to say so."""
+    configs = {id(c): c for m in model.modules() if getattr(c := getattr(m, "config", None), "use_cache", False)}
+    for config in configs.values():
+        config.use_cache = False
+    try:
+        yield
+    finally:
+        for config in configs.values():
+            config.use_cache = True

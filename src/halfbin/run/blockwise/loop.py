@@ -17,7 +17,7 @@ from halfbin.models.mapped import MappedMemory
 from halfbin.models.products import Product, Watch
 from halfbin.models.walk import Stop, survey, walk
 from halfbin.planning import Plan
-from halfbin.run.blockwise.feeding import model_inputs
+from halfbin.run.blockwise.feeding import model_inputs, without_cache
 from halfbin.run.blockwise.part import PROBE_SEED, Part
 from halfbin.run.blockwise.rotating import Rotating
 from halfbin.run.blockwise.state import Emit, Outcome, State
@@ -56,7 +56,8 @@ def quantize_blocks(
         )
     return_large_tensors()
     state = State(plan, checkpoint, emit)
-    _Loop(state, batches, activations).run(on_step)
+    with without_cache(state.partial.model):
+        _Loop(state, batches, activations).run(on_step)
     return state.outcome
 
 

@@ -40,13 +40,17 @@ class Factors:
         _clear(matrix, without)
         return low_rank(matrix) if len(matrix) > WHOLE_FEATURES else matrix
 
-    def of(self, group: Group[InputStatistics], without: Tensor) -> Factor:
-        """The factor of a group's inputs, as if some features (int64 [k]) were always zero: no error moves to or from them."""
+    def of(self, group: Group[InputStatistics], without: Tensor | None = None) -> Factor:
+        """The factor of a group's inputs, as if some features (int64 [k]) were always zero: no error moves to or from them.
+
+        Raises:
+          DataError: it cannot be factorised.
+        """
         made = self._made.setdefault(id(group), {})
-        key = tuple(without.tolist())
+        key = () if without is None else tuple(without.tolist())
         if key not in made:
             moment: Tensor | SecondMoment = group.observer.moment
-            if key:
+            if without is not None and key:
                 moment = _clear(group.observer.matrix(), without)
             made[key] = factorise(moment)
         return made[key]
@@ -97,15 +101,16 @@ def round_site(
     assert isinstance(stored, Scheme)
     site = planned.site
     scheme = scheme_of_matrix(stored, len(site.shape), transposed=site.transposed)
-    parts, remarks, columns = [], [], None
+    parts, columns = [], None
+    remarks: list[str] = []
     for place in places:
         group = groups[place]
-        weight, outliers = _corrected(planned, place.view(parameter), group), _outliers(planned, group)
+        weight, uncorrected = _corrected(planned, place.view(parameter), group, factors)
+        outliers = _outliers(planned, group)
         if outliers.numel():  # planned for sites of one matrix only
             weight, columns = take_columns(weight, outliers, site.dtype)
         q, remark = _round(planned, weight, scheme, group, factors, outliers)
-        if remark:
-            remarks.append(remark)
+        remarks += filter(None, (uncorrected, remark))
         parts.append(q)
     codes = as_stored(parts, stored, site.shape, transposed=site.transposed)
     whole = codes if columns is None else MixedTensor(codes, columns.as_stored(transposed=site.transposed))
@@ -147,12 +152,19 @@ def _outliers(planned: SitePlan, group: Group[InputStatistics] | None) -> Tensor
     return outlier_features(group.observer, planned.columns_from)
 
 
-def _corrected(planned: SitePlan, weight: Tensor, group: Group[InputStatistics] | None) -> Tensor:
-    """The weight that makes up for what earlier layers have lost, where that is asked for and enough is known."""
+def _corrected(
+    planned: SitePlan, weight: Tensor, group: Group[InputStatistics] | None, factors: Factors
+) -> tuple[Tensor, str | None]:
+    """The weight that makes up for what earlier layers have lost, where that is asked for and enough is known; or why not."""
     if not planned.correction or group is None or group.observer.num_tokens < ENOUGH_TOKENS:
-        return weight
-    cross = group.observer.cross()
-    return weight if cross is None else corrected(weight, cross, group.observer.matrix(), share=planned.correction)
+        return weight, None
+    moved = group.observer.moved()
+    if moved is None:
+        return weight, None
+    try:
+        return corrected(weight, moved, factors.of(group), share=planned.correction), None
+    except DataError as error:
+        return weight, f"what earlier layers lost was not made up for: {error}"
 
 
 def _round(
