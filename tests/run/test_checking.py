@@ -9,9 +9,12 @@ import pytest
 import torch
 
 import halfbin as hb
-from halfbin.run.checking import FEW_SAMPLES, CalibrationCheck
+from halfbin.errors import HalfbinError
+from halfbin.models import open_skeleton
+from halfbin.run.calibration import Calibration, samples_for
+from halfbin.run.checking import FEW_SAMPLES, CalibrationCheck, _warnings
 from halfbin.samples import Samples
-from halfbin.samples.overview import likeness, overview
+from halfbin.samples.overview import RUN, likeness, overview
 from models.zoo import directory_of
 
 
@@ -77,3 +80,26 @@ def test_likeness_is_0_bits_for_the_same_text_and_1_for_disjoint_ones() -> None:
 def test_counts_are_of_kinds_and_of_samples() -> None:
     found = overview(samples_of([1, 2], [1, 2], [3, 3]), vocabulary=10)
     assert (found.num_samples, found.num_tokens, found.num_repeated, found.num_kinds) == (3, 6, 1, 3)
+
+
+def test_what_halves_of_the_samples_differ_by_is_told_beside() -> None:
+    found = likeness(samples_of([1, 2], [3, 4], [2, 1], [4, 3]), torch.tensor([1, 2, 3, 4]))
+    assert found.divergence == pytest.approx(0, abs=1e-12)
+    assert found.own == pytest.approx(1)
+
+
+def test_copied_runs_are_counted_and_told() -> None:
+    text = torch.randint(0, 50, (RUN + 99,), generator=torch.Generator().manual_seed(0))  # 100 runs
+    assert likeness(samples_of(list(range(100))), text).shared == 0
+    copied = likeness(samples_of([99, *text[10 : 10 + RUN + 3].tolist(), 99], [1, 2]), text)
+    assert copied.shared == pytest.approx(0.04)
+    assert any("4.0% of the other text" in w for w in _warnings(overview(samples_of([1]), None), copied, ()))
+
+
+def test_samples_longer_than_the_model_reads_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "tokens.npy", random_tokens(4))
+    skeleton = open_skeleton(directory_of("llama"))
+    context = skeleton.config.max_position_embeddings
+    samples_for(skeleton, Calibration(path=tmp_path / "tokens.npy", length=context))
+    with pytest.raises(HalfbinError, match=f"--sample-length {context} or less"):
+        samples_for(skeleton, Calibration(path=tmp_path / "tokens.npy", length=context + 1))

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from halfbin.errors import DataError
+from halfbin.errors import DataError, ModelError
 from halfbin.samples import load_samples, pack, separate
+from halfbin.samples.cutting import spread
 from halfbin.samples.loading import EMBEDDED
 
 OPTIONS: dict[str, Any] = {"num_samples": 100, "length": 5, "seed": 0, "bos": 1, "eos": 2, "name": "text"}
@@ -48,6 +49,23 @@ def test_the_choice_follows_the_seed_and_repeats_nothing() -> None:
     assert len(set(chosen(0))) == 50
 
 
+@pytest.mark.parametrize(("num", "wanted"), [(1000, 50), (7, 5), (100, 99)])
+def test_the_choice_takes_one_of_each_stretch(num: int, wanted: int) -> None:
+    for seed in range(20):
+        chosen = spread(num, wanted, seed)
+        assert all(i * num // wanted <= c < (i + 1) * num // wanted for i, c in enumerate(chosen))
+        assert len(set(chosen)) == wanted
+
+
+def test_everything_is_taken_where_there_is_no_more() -> None:
+    assert spread(3, 5, seed=1) == spread(3, 3, seed=1) == [0, 1, 2]
+
+
+def test_a_document_that_brings_its_own_beginning_has_not_two() -> None:
+    found = pack([torch.tensor([1, 7, 8, 9]), torch.tensor([1, 6, 5])], **OPTIONS)
+    assert [ids.tolist() for ids in found.ids] == [[1, 7, 8, 9, 2]]  # and 6, 5 are less than a sample
+
+
 def test_a_text_shorter_than_a_sample_is_one_as_it_is() -> None:
     assert [ids.tolist() for ids in pack([torch.tensor([7, 8])], **OPTIONS).ids] == [[1, 7, 8]]
 
@@ -82,11 +100,26 @@ def test_conversations_without_a_template_are_their_contents(tmp_path: Path) -> 
 
 def test_tokens_made_beforehand_need_no_tokenizer(tmp_path: Path) -> None:
     def none() -> Letters:
-        raise AssertionError("not asked for")
+        raise ModelError("there is none")
 
     np.save(tmp_path / "a.npy", np.arange(8).reshape(2, 4))
     found = load_samples(tmp_path / "a.npy", none, num_samples=5, length=3)
     assert [ids.tolist() for ids in found.ids] == [[0, 1, 2], [4, 5, 6]]
+    np.save(tmp_path / "b.npy", np.arange(6))
+    found = load_samples(tmp_path / "b.npy", none, num_samples=5, length=3)
+    assert [ids.tolist() for ids in found.ids] == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_padding_at_the_ends_of_samples_is_cut_off(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.array([[9, 9, 3, 9, 4, 9], [9, 9, 9, 9, 9, 9], [3, 4, 5, 6, 7, 8]]))
+    found = load_samples(tmp_path / "a.npy", Letters, num_samples=5, length=6, pad=9)
+    assert [ids.tolist() for ids in found.ids] == [[3, 9, 4], [3, 4, 5, 6, 7, 8]]
+
+
+def test_what_stands_before_a_sample_of_a_text_stands_before_one_of_a_stream(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.arange(10, 18))
+    found = load_samples(tmp_path / "a.npy", Letters, num_samples=5, length=5)
+    assert [ids.tolist() for ids in found.ids] == [[1, 10, 11, 12, 13], [1, 14, 15, 16, 17]]
 
 
 def test_the_embedded_text_is_named_as_such() -> None:

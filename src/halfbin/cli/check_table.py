@@ -8,6 +8,7 @@ from rich.table import Table
 from halfbin.cli.screen import BLANK, facts, page, plain, rows
 from halfbin.run.checking import CalibrationCheck
 from halfbin.run.wording import count, percent
+from halfbin.samples.overview import RUN
 
 NUM_SHOWN = 8
 
@@ -34,8 +35,14 @@ def _facts(check: CalibrationCheck) -> Table:
         found = check.likeness
         table.add_row("like the other text", f"{percent(found.covered)} of its tokens are of kinds that were seen")
         table.add_row(
-            "", plain(f"{found.divergence:.3f} bits of Jensen-Shannon divergence (0 the same, 1 disjoint)", "dim")
+            "",
+            plain(
+                f"{found.divergence:.3f} bits of Jensen-Shannon divergence (0 the same, 1 disjoint); halves of the samples: "
+                f"{found.own:.3f}",
+                "dim",
+            ),
         )
+        table.add_row("", plain(f"{percent(found.shared)} of its runs of {RUN} tokens stand in a sample", "dim"))
     return table
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from halfbin.errors import ModelError
 from halfbin.evaluation import default_context
@@ -54,9 +55,16 @@ def samples_for(skeleton: Skeleton, calibration: Calibration) -> Samples:
 
     Raises:
       DataError: the file gives no tokens.
-      ModelError: the tokens are none of this model's.
+      ModelError: the tokens are none of this model's, or samples are longer than it reads.
     """
     reads_on = skeleton.generates
+    if calibration.length is not None:
+        context = default_context(skeleton.config, at_most=calibration.length)
+        if calibration.length > context:
+            raise ModelError(
+                f"samples of {calibration.length} tokens are longer than the {context} that {skeleton.model_class.__name__} "
+                f"was made for; give --sample-length {context} or less"
+            )
     found = load_samples(
         calibration.path,
         lambda: load_tokenizer(skeleton),
@@ -64,6 +72,7 @@ def samples_for(skeleton: Skeleton, calibration: Calibration) -> Samples:
         length=calibration.length or usual_length(skeleton),
         seed=calibration.seed,
         packed=reads_on,
+        pad=_pad(skeleton),
     )
     size, highest = embedded_vocabulary(skeleton.model), max(int(ids.max()) for ids in found.ids)
     if size is not None and highest >= size:
@@ -72,3 +81,11 @@ def samples_for(skeleton: Skeleton, calibration: Calibration) -> Samples:
             "the text itself, or the right tokenizer's files"
         )
     return found
+
+
+def _pad(skeleton: Skeleton) -> int | None:
+    """The token that fills samples up, where that is stated and ends nothing."""
+    config: Any = skeleton.config
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    pad, eos = (getattr(text, name, None) for name in ("pad_token_id", "eos_token_id"))
+    return pad if isinstance(pad, int) and pad not in (eos if isinstance(eos, list) else [eos]) else None

@@ -26,7 +26,7 @@ from halfbin.models.products import Watch
 from halfbin.models.structure import Structure
 from halfbin.models.walk import Stop, walk
 from halfbin.run import jsonable
-from halfbin.run.blockwise.feeding import model_inputs
+from halfbin.run.blockwise.feeding import model_inputs, without_cache
 from halfbin.run.blockwise.rounding import ENOUGH_TOKENS
 from halfbin.run.calibration import TOKENS_AT_ONCE, Calibration, samples_for
 from halfbin.run.events import Event, OnEvent
@@ -35,7 +35,11 @@ from halfbin.samples.overview import Likeness, TokenOverview, likeness, overview
 
 RANGE_CHANGE = 0.25  # a range that half of the samples miss by more than this is not known yet
 FEW_SAMPLES = 32  # the second moment of a wide layer needs some tens of thousands of tokens
-UNLIKE = 0.5  # bits of divergence: other words in the main
+UNLIKE_TIMES, UNLIKE_BITS = (
+    1.6,
+    0.08,
+)  # divergence above so many times that of halves, and so much more: docs/calibration.md
+COPIED = 0.01  # of the other text; files of one kind that share headers and set phrases have up to 0.006
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,11 +150,12 @@ def _layers(skeleton: Skeleton, batches: Sequence[Tensor], on_event: OnEvent | N
         blocks = find_blocks(partial.model)
         partial.load(partial.outside(blocks))
         inputs = model_inputs(partial.model, batches)
-        for done, stop in enumerate(walk(partial.model, blocks, inputs, until=Structure(partial.model).head), 1):
-            with partial.loaded(stop.block.parameters):
-                checks += _look(partial, stop)
-            if on_event:
-                on_event(Event("reading", done, max(len(blocks), done), "blocks"))
+        with without_cache(partial.model):
+            for done, stop in enumerate(walk(partial.model, blocks, inputs, until=Structure(partial.model).head), 1):
+                with partial.loaded(stop.block.parameters):
+                    checks += _look(partial, stop)
+                if on_event:
+                    on_event(Event("reading", done, max(len(blocks), done), "blocks"))
     return tuple(checks)
 
 
@@ -175,10 +180,15 @@ def _warnings(tokens: TokenOverview, found: Likeness | None, layers: Sequence[La
         told.append(f"{tokens.num_samples} samples are few: {FEW_SAMPLES} and more give steadier results")
     if tokens.num_repeated:
         told.append(f"{tokens.num_repeated} samples repeat an earlier one, and count double")
-    if found is not None and found.divergence > UNLIKE:
+    if found is not None and found.divergence > UNLIKE_TIMES * found.own + UNLIKE_BITS:
         told.append(
-            f"the samples are unlike the other text: {found.divergence:.2f} bits of divergence, {found.covered:.0%} of its "
-            "tokens are of kinds that were seen"
+            f"the samples are unlike the other text: {found.divergence:.2f} bits of divergence, where halves of the samples "
+            f"have {found.own:.2f}; {found.covered:.0%} of its tokens are of kinds that were seen"
+        )
+    if found is not None and found.shared > COPIED:
+        told.append(
+            f"{found.shared:.1%} of the other text stands in the samples: what is measured on it flatters; take one of them "
+            "elsewhere"
         )
     starved = [layer for layer in layers if layer.num_tokens < ENOUGH_TOKENS]
     dead = [layer for layer in layers if layer.dead_channels]

@@ -55,7 +55,7 @@ def pack(
     """Join documents and cut them into samples of exactly `length` tokens; no token is padding.
 
     Args:
-      documents: int64 [num_tokens] each.
+      documents: int64 [num_tokens] each; a `bos` that they begin with is taken off.
       num_samples: how many to choose, without putting back; all where there are fewer.
       length: of each, `bos` included.
       seed: of the choice.
@@ -66,6 +66,7 @@ def pack(
     Raises:
       DataError: there is no token.
     """
+    documents = [d[1:] if bos is not None and len(d) and int(d[0]) == bos else d for d in documents]
     parts = [part for i, d in enumerate(documents) for part in ([_one(eos)] if i and eos is not None else []) + [d]]
     stream = torch.cat(parts).to(torch.int64) if parts else torch.zeros(0, dtype=torch.int64)
     if not len(stream):
@@ -76,7 +77,7 @@ def pack(
         cut, num = stream[None], 1
     else:
         cut = stream[: num * room].reshape(num, room)
-    chosen = torch.randperm(num, generator=torch.Generator().manual_seed(seed))[:num_samples].sort().values
+    chosen = spread(num, num_samples, seed)
     lead = [] if bos is None else [_one(bos)]
     ids = tuple(torch.cat([*lead, cut[i]]) for i in chosen)
     how = f"{len(ids)} of {num} samples of {len(ids[0])} tokens, packed, seed {seed}"
@@ -94,9 +95,17 @@ def separate(
     all_ids = [d[:length].to(torch.int64) for d in documents if len(d)]
     if not all_ids:
         raise DataError(f"{name} gives no tokens to calibrate on; give a text")
-    chosen = torch.randperm(len(all_ids), generator=torch.Generator().manual_seed(seed))[:num_samples].sort().values
-    ids = tuple(all_ids[i] for i in chosen.tolist())
+    ids = tuple(all_ids[i] for i in spread(len(all_ids), num_samples, seed))
     return Samples(ids, name, f"{len(ids)} of {len(all_ids)} texts, each cut after {length} tokens, seed {seed}")
+
+
+def spread(num: int, wanted: int, seed: int) -> list[int]:
+    """Which of `num` things in a row are taken: one at random out of each of `wanted` stretches of one length; rising."""
+    if num <= wanted:
+        return list(range(num))
+    edges = torch.arange(wanted + 1) * num // wanted
+    inside = torch.rand(wanted, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return (edges[:-1] + (inside * edges.diff()).long()).tolist()
 
 
 def _one(token: int) -> Tensor:

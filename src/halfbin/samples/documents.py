@@ -2,14 +2,16 @@
 
 notes.txt                        one document; any other ending but those below is read as text too
 chat.jsonl                       a document a line: {"text": "..."} or {"messages": [{"role": "user", "content": ".."}]}
-a folder                         all such files in it, in the order of their names
+a folder                         all such files in it and in the folders below, in the order of their paths; no hidden ones
 tokens.npy, tokens.safetensors   integers, one stream [num_tokens] or samples [num_samples, length]; in a safetensors file
-                                 the tensor `input_ids`, or the only one
+                                 the tensor `input_ids`, or the only one, and `attention_mask`, 0 where a token is padding
 """
 
 from __future__ import annotations
 
 import json
+import os
+import stat
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -56,15 +58,25 @@ def read_documents(path: Path) -> Iterator[Document]:
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    files = sorted(f for f in path.iterdir() if f.is_file() and not f.name.startswith("."))
-    files = [f for f in files if f.suffix not in TOKEN_FILES]
+    # Links to folders are not followed: they may lead round in a circle.
+    below = [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
+    seen = [file for file in below if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+    files = sorted(file for file in seen if file.is_file() and file.suffix not in TOKEN_FILES)
     if not files:
         raise DataError(f"{path}: the folder holds no files of text; expected .txt or .jsonl files")
     return files
 
 
+def _require_regular(file: Path) -> None:
+    """A pipe would be waited for, and a device has no end."""
+    mode = file.stat().st_mode
+    if not stat.S_ISREG(mode):
+        raise DataError(f"{file}: is no regular file; write what it gives into one, and name that")
+
+
 def _text(file: Path) -> str:
     try:
+        _require_regular(file)
         if file.stat().st_size > BYTES_MAX:
             raise DataError(f"{file} has {file.stat().st_size} bytes; calibration needs a few MB: give a part of it")
         text = file.read_text(encoding="utf-8-sig")
@@ -85,14 +97,14 @@ def _document(line: str, where: str) -> Document:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not valid JSON: {error}") from error
     if isinstance(value, dict):
-        content = value.get("text", value.get("messages"))
-        if isinstance(content, str):
-            _require_text(content, where)
-            return Document(content)
-        if isinstance(content, list) and content and all(map(_is_message, content)):
-            for message in content:
-                _require_text(message["content"], where)
-            return Document(content)
+        text, messages = value.get("text"), value.get("messages")
+        if isinstance(text, str):
+            _require_text(text, where)
+            return Document(text)
+        if isinstance(messages, list) and messages and all(map(_is_message, messages)):
+            for message in messages:
+                _require_text(words_of(message), where)
+            return Document(messages)
     keys = ", ".join(map(repr, list(value)[:5])) if isinstance(value, dict) else type(value).__name__
     raise DataError(
         f'{where}: expected {{"text": "..."}} or {{"messages": [...]}} with role and content, found {keys:.200}'
@@ -108,43 +120,60 @@ def _require_text(content: str, where: str) -> None:
 
 
 def _is_message(message: object) -> bool:
-    return (
-        isinstance(message, Mapping)
-        and isinstance(message.get("role"), str)
-        and isinstance(message.get("content"), str)
-    )
+    """Whether a model's chat template may be given it: content may be missing beside a call of a tool, or come in parts."""
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        return False
+    content = message.get("content", 0)
+    if isinstance(content, list):
+        return all(isinstance(part, Mapping) and isinstance(part.get("text", ""), str) for part in content)
+    return content is None or isinstance(content, str)
 
 
-def read_tokens(path: Path) -> Tensor:
-    """Tokens that were made beforehand, int64 [num_tokens] or [num_samples, length].
+def words_of(message: Mapping[str, Any]) -> str:
+    """What a message says; pictures and calls of tools say nothing."""
+    content = message["content"] or ""
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+
+
+def read_tokens(path: Path) -> Tensor | list[Tensor]:
+    """Tokens that were made beforehand: a stream, int64 [num_tokens], or samples, int64 [length] each, without masked tokens.
 
     Raises:
       DataError: the file is no such thing.
     """
-    found = _numpy(path) if path.suffix == ".npy" else _safetensors(path)
+    try:
+        _require_regular(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    found, mask = (_numpy(path), None) if path.suffix == ".npy" else _safetensors(path)
     if found.ndim not in (1, 2) or found.is_floating_point() or found.dtype == torch.bool or not found.numel():
         raise DataError(
             f"{path}: expected integers of one or two dimensions, found {found.dtype} of shape {list(found.shape)}"
         )
+    if mask is not None and mask.shape != found.shape:
+        raise DataError(f"{path}: attention_mask has shape {list(mask.shape)}, and the tokens {list(found.shape)}")
     tokens = found.to(torch.int64)
-    if int(tokens.min()) < 0:
-        raise DataError(f"{path}: token {int(tokens.min())} is negative; padding must be cut off")
-    return tokens
+    kept = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask != 0
+    if bool((tokens[kept] < 0).any()):
+        raise DataError(f"{path}: token {int(tokens[kept].min())} is negative; padding must be cut off or masked")
+    return tokens[kept] if tokens.ndim == 1 else [row[keep] for row, keep in zip(tokens, kept, strict=True)]
 
 
 def _numpy(path: Path) -> Tensor:
     try:
-        array = np.load(path, allow_pickle=False)
+        array = np.load(
+            path, allow_pickle=False, mmap_mode="r"
+        )  # mapped: a header cannot ask for more than the file has
         if array.dtype == np.uint64 or not np.issubdtype(array.dtype, np.integer):
             raise DataError(f"{path}: expected integers, found {array.dtype}")
-        return torch.from_numpy(array.astype(np.int64))
+        return torch.from_numpy(np.array(array, dtype=np.int64))
     except DataError:
         raise
     except (OSError, ValueError, EOFError, AttributeError, MemoryError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: no NumPy array that can be read without pickle: {error}") from error
 
 
-def _safetensors(path: Path) -> Tensor:
+def _safetensors(path: Path) -> tuple[Tensor, Tensor | None]:
     from halfbin.formats.safetensors import SafetensorsFile
 
     try:
@@ -152,9 +181,10 @@ def _safetensors(path: Path) -> Tensor:
     except FormatError as error:
         raise DataError(str(error)) from error
     try:
-        names = list(file.tensors)
+        mask = file.read("attention_mask") if "attention_mask" in file.tensors else None
+        names = [name for name in file.tensors if name != "attention_mask"]
         if "input_ids" not in names and len(names) != 1:
             raise DataError(f"{path}: expected a tensor 'input_ids', or one tensor alone; found {', '.join(names[:5])}")
-        return file.read("input_ids" if "input_ids" in names else names[0])
+        return file.read("input_ids" if "input_ids" in names else names[0]), mask
     finally:
         file.close()

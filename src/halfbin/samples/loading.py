@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from halfbin import demo
-from halfbin.errors import DataError
-from halfbin.samples.cutting import Samples, pack, separate
-from halfbin.samples.documents import TOKEN_FILES, Document, read_documents, read_tokens
+from halfbin.errors import DataError, HalfbinError
+from halfbin.samples.cutting import Samples, pack, separate, spread
+from halfbin.samples.documents import TOKEN_FILES, Document, read_documents, read_tokens, words_of
 
 EMBEDDED = "halfbin's calibration text (Python source)"
 LINE_CHARACTERS = 20  # of a text that is read line by line, shorter ones are headings and brackets
@@ -44,25 +44,32 @@ def load_samples(
     length: int,
     seed: int = 0,
     packed: bool = True,
+    pad: int | None = None,
 ) -> Samples:
     """Calibration samples from a file or folder; see `documents` for what it may be.
 
     Args:
       path: None means the text that ships with halfbin: Python source. It serves any model to begin with; a text like those
         that the model will read serves better.
-      tokenizer: gives the model's own; not asked for when the file holds tokens.
+      tokenizer: gives the model's own; it may fail where the file holds tokens: nothing is put before them then.
       num_samples: how many at most.
       length: tokens of each, at most.
       seed: of the choice.
       packed: join documents and cut them anew; otherwise each line or document is a sample, with the special tokens that the
         tokenizer puts around it, as encoders read sentences.
+      pad: the model's padding, which is cut off both ends of samples that were made beforehand.
 
     Raises:
       DataError: the file gives no tokens.
     """
     name = EMBEDDED if path is None else path.name
     if path is not None and path.suffix in TOKEN_FILES:
-        return _made_beforehand(read_tokens(path), name, num_samples=num_samples, length=length, seed=seed)
+        tokens = read_tokens(path)
+        if isinstance(tokens, Tensor):
+            bos = _bos(tokenizer) if packed else None
+            return pack([tokens], num_samples=num_samples, length=length, seed=seed, bos=bos, eos=None, name=name)
+        rows = [_without(pad, row) for row in tokens]
+        return separate(rows, num_samples=num_samples, length=length, seed=seed, name=name)
     its = tokenizer()
     documents = [Document(demo.calibration_text())] if path is None else list(read_documents(path))
     if packed:
@@ -78,15 +85,21 @@ def load_samples(
         )
     texts = [text for d in documents for text in _lines(_words(its, d))]
     # Chosen before they are tokenized: a text of a million lines gives 128 of them.
-    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed))[:num_samples].sort().values
-    chosen = [_ids(its, texts[i], special=True, at_most=length) for i in order.tolist()]
+    chosen = [_ids(its, texts[i], special=True, at_most=length) for i in spread(len(texts), num_samples, seed)]
     return separate(chosen, num_samples=num_samples, length=length, seed=seed, name=name)
 
 
-def _made_beforehand(tokens: Tensor, name: str, *, num_samples: int, length: int, seed: int) -> Samples:
-    if tokens.ndim == 1:
-        return pack([tokens], num_samples=num_samples, length=length, seed=seed, bos=None, eos=None, name=name)
-    return separate(list(tokens), num_samples=num_samples, length=length, seed=seed, name=name)
+def _bos(tokenizer: Callable[[], Tokenizer]) -> int | None:
+    try:
+        return tokenizer().bos_token_id
+    except HalfbinError:
+        return None
+
+
+def _without(pad: int | None, row: Tensor) -> Tensor:
+    """A sample without padding at its ends."""
+    text = torch.nonzero(row != pad).flatten() if pad is not None else torch.arange(len(row))
+    return row[int(text[0]) : int(text[-1]) + 1] if len(text) else row[:0]
 
 
 def _lines(text: str) -> Sequence[str]:
@@ -101,7 +114,7 @@ def _words(tokenizer: Tokenizer, document: Document) -> str:
         return content
     render = getattr(tokenizer, "apply_chat_template", None)
     if render is None or not getattr(tokenizer, "chat_template", None):
-        return "\n".join(message["content"] for message in content)
+        return "\n".join(filter(None, map(words_of, content)))
     try:
         return str(render(content, tokenize=False))
     except Exception as error:  # a template is a program of the model's author

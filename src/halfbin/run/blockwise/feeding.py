@@ -25,7 +25,8 @@ def model_inputs(model: nn.Module, batches: Sequence[Tensor]) -> list[dict[str, 
 @contextlib.contextmanager
 def without_cache(model: nn.Module) -> Iterator[None]:
     """Inside, a model keeps no keys and values, though its forward has no argument to say so."""
-    configs = {id(c): c for m in model.modules() if getattr(c := getattr(m, "config", None), "use_cache", False)}
+    every: list[Any] = [getattr(module, "config", None) for module in model.modules()]
+    configs = {id(config): config for config in every if getattr(config, "use_cache", False)}
     for config in configs.values():
         config.use_cache = False
     try:
