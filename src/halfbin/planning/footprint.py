@@ -7,7 +7,7 @@ block:       the largest block's parameters, float32.
 activations: what stands before the blocks, float32, and as much again, for the model itself keeps what it embedded; nothing
              where they lie in files.
 statistics:  of each tensor that a site reads, the upper half of a float64 matrix, in strips.
-batch:       what a block computes of the tokens that go through it together.
+batch:       what a block computes of the tokens that go through it together; with a second stream its inputs, too.
 workspace:   two float32 matrices of a site's in_features to factorise; or their factor, the weight four times and its codes.
 
 Sites below one module that have the same in_features are taken to read one tensor. On Llamas of hidden 512, 1024 and 2048
@@ -97,8 +97,8 @@ def _in_block(skeleton: Skeleton, block: Block, sites: Sequence[SitePlan], readi
     weights = _parameter_bytes(block)
     widest = [s for s in sites if _matrix_of(s)[2] == max(widths)]
     peak = max(_statistics(sites) + batch, _statistics(widest) + _rounding(sites))
-    if any(s.correction for s in sites):  # the float weights stand beside the rounded ones
-        peak += weights
+    if any(s.correction for s in sites):  # float weights beside the rounded ones, inputs of both streams and their product
+        peak += weights + FLOAT32 * (2 * reading.batch_tokens * max(widths) + max(widths) ** 2)
     if any("autoround" in s.method for s in sites):
         peak += TIMES_LEARNED * weights + 2 * batch
     return weights + peak
