@@ -97,7 +97,7 @@ def _in_block(skeleton: Skeleton, block: Block, sites: Sequence[SitePlan], readi
     weights = _parameter_bytes(block)
     widest = [s for s in sites if _matrix_of(s)[2] == max(widths)]
     peak = max(_statistics(sites) + batch, _statistics(widest) + _rounding(sites))
-    if any(s.correction for s in sites):  # float weights beside the rounded ones, inputs of both streams and their product
+    if any(s.correction for s in sites):  # float weights beside the rounded, both streams' inputs and their product
         peak += weights + FLOAT32 * (2 * reading.batch_tokens * max(widths) + max(widths) ** 2)
     if any("autoround" in s.method for s in sites):
         peak += TIMES_LEARNED * weights + 2 * batch
