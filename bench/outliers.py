@@ -1,7 +1,7 @@
 """Models with outlier channels, planted without changing the function: what breaks, and what repairs it.
 
     python bench/outliers.py [--model demo | DIR] [--factor 64] [--channels 3] [--max-tokens 8192] [--text FILE]
-                              [--context TOKENS] [--json]
+                              [--context TOKENS] [--calibration FILE] [--recipes PART] [--json]
 
 A few entries of each norm's weight are multiplied by a power of two, and the matching columns of every linear that reads it
 divided by it: exact in any float type. The loss of each recipe is its mean KL to the float model, on the model as it is and on
@@ -103,12 +103,14 @@ class Loss:
     bits: float
 
 
-def losses(skeleton: Skeleton, text: Path | None, max_tokens: int, context: int | None) -> Iterator[tuple[str, Loss]]:
+def losses(skeleton: Skeleton, options: argparse.Namespace) -> Iterator[tuple[str, Loss]]:
     """Of each recipe: its name and what it lost."""
-    windows = windows_of(skeleton, evaluation_text(text, max_tokens), context=context)
+    windows = windows_of(skeleton, evaluation_text(options.text, options.max_tokens), context=options.context)
     original = load_weights(skeleton)
-    samples = samples_for(skeleton, Calibration(num_samples=32, length=256))
+    samples = samples_for(skeleton, Calibration(path=options.calibration, num_samples=32, length=256))
     for name, rule in RECIPES.items():
+        if options.recipes not in name:
+            continue
         recipe = parse_recipe(RULE + rule, source=name)
         with open_checkpoint(skeleton.path) as checkpoint, tempfile.TemporaryDirectory() as folder:
             model = untied(skeleton, checkpoint.names)  # rotation turns an embedding and a head differently
@@ -134,6 +136,8 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=8192)
     parser.add_argument("--text", type=Path)
     parser.add_argument("--context", type=int, help="tokens of a window")
+    parser.add_argument("--calibration", type=Path, help="text to calibrate on; what comes with halfbin by default")
+    parser.add_argument("--recipes", default="", help="only those with this in their names")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     directory = demo.model_path() if options.model == "demo" else Path(options.model)
@@ -146,7 +150,7 @@ def main() -> None:
         print(f"planting moved the float model by a mean KL of {same.kl.mean:.1e} nats", flush=True)
         print(f"{'':30}{'KL':>10}{'planted':>10}{'ratio':>8}{'perplexity':>12}{'columns':>9}{'bits':>7}{'planted':>14}")
         results: dict[str, list[Loss]] = {}
-        measured = (losses(s, options.text, options.max_tokens, options.context) for s in both)
+        measured = (losses(s, options) for s in both)
         for (name, before), (_, after) in zip(*measured, strict=True):
             results[name] = [before, after]
             print(
@@ -155,7 +159,8 @@ def main() -> None:
                 f"{after.columns:7}{after.bits:7.3f}",
                 flush=True,
             )
-    for i, where in enumerate(("as it is", "planted")):
+    pair = {"LLM.int8()", "w8a8 per token"}
+    for i, where in enumerate(("as it is", "planted") if pair <= set(results) else ()):
         ours, theirs = results["LLM.int8()"][i], results["w8a8 per token"][i]
         gap = paired_difference(ours.by_window, theirs.by_window)
         print(f"LLM.int8() - w8a8 per token, {where}: KL {gap.mean:+.2e} [{gap.low:+.2e}, {gap.high:+.2e}]")

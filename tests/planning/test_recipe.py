@@ -10,6 +10,7 @@ import torch
 from halfbin.errors import RecipeError
 from halfbin.models import Site
 from halfbin.planning import load_recipe, parse_recipe, preset_names
+from halfbin.planning.options import Options
 from halfbin.planning.recipe import rounding
 from halfbin.tensor import Scheme, parse_scheme
 
@@ -150,3 +151,39 @@ def test_inputs_transforms_and_calibrated_methods_are_understood() -> None:
 def test_inputs_and_transforms_that_mean_nothing_are_refused(line: str, words: str) -> None:
     with pytest.raises(RecipeError, match=words):
         parse_recipe(f"{RULE}{line}\n", source="mine")
+
+
+def test_options_of_methods_and_transforms_are_understood() -> None:
+    text = (
+        f'{RULE}method = "gptq+autoround"\ntransforms = ["smoothquant"]\nact_order = false\ndamping = 0.1\n'
+        'group_scales = "recomputed"\nalpha = 1\nsteps = 7\n'
+    )
+    (rule,) = parse_recipe(text, source="mine").rules
+    assert rule.options == Options(act_order=False, damping=0.1, group_scales="recomputed", alpha=1.0, steps=7)
+    assert parse_recipe(RULE, source="mine").rules[0].options == Options()
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        pytest.param("act_order = true", "act_order = True goes with method = .gptq.", id="an order of nothing"),
+        pytest.param('method = "autoround"\ndamping = 0.1', "damping = 0.1 goes with", id="damping of nothing"),
+        pytest.param('group_scales = "fixed"', "goes with method = .gptq.", id="scales of another method"),
+        pytest.param('transforms = ["awq"]\nalpha = 0.5', "goes with transforms", id="alpha of another transform"),
+        pytest.param('method = "gptq"\nsteps = 5', "goes with method = .autoround.", id="steps of another method"),
+        pytest.param('method = "gptq"\nact_order = 1', "must be true or false", id="act_order is a number"),
+        pytest.param('method = "gptq"\ndamping = 2.0', "a number from 0 to 1", id="too much damping"),
+        pytest.param('method = "gptq"\ndamping = nan', "a number from 0 to 1", id="damping is no number"),
+        pytest.param('method = "gptq"\ngroup_scales = "fix"', "did you mean .*fixed", id="scales misspelt"),
+        pytest.param(
+            'method = "gptq"\nestimator = "clip"\ngroup_scales = "recomputed"', "leave one of them out", id="both"
+        ),
+        pytest.param('transforms = ["smoothquant"]\nalpha = -0.1', "a number from 0 to 1", id="alpha below 0"),
+        pytest.param('method = "autoround"\nsteps = 0', "a whole number from 1", id="no steps"),
+        pytest.param('method = "autoround"\nsteps = 2.5', "a whole number from 1", id="half a step"),
+        pytest.param('method = "gptq"\ndampng = 0.1', "damping", id="a misspelt option"),
+    ],
+)
+def test_options_that_mean_nothing_or_that_nobody_reads_are_refused(lines: str, words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        parse_recipe(f"{RULE}{lines}\n", source="mine")

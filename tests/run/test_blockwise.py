@@ -18,6 +18,7 @@ from halfbin.calibration import SecondMoment
 from halfbin.errors import HalfbinError, ModelError
 from halfbin.formats.checkpoint import open_checkpoint
 from halfbin.formats.read import layout_named, open_quantized
+from halfbin.methods import AutoRounded, autoround
 from halfbin.models import load_as_client, load_weights, open_skeleton
 from halfbin.models.partial import PartialModel
 from halfbin.planning import make_plan, parse_recipe
@@ -122,19 +123,29 @@ def test_making_up_for_what_earlier_layers_lost_loses_less(name: str, tmp_path: 
 
 @pytest.mark.parametrize("method", ["autoround", "gptq+autoround"])
 @pytest.mark.parametrize("name", ["llama", "mixtral", "gpt2", "t5", "zamba"])
-def test_learned_codes_lose_less_than_nearest_ones(
-    name: str, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("halfbin.run.blockwise.learning.STEPS", 25)
+def test_learned_codes_lose_less_than_nearest_ones(name: str, method: str, tmp_path: Path) -> None:
     errors = {}
-    for each in ("rtn", method):
-        rules = f'layout = "halfbin"\n[[rule]]\nmatch = "*"\nweights = "int3-g16"\nmethod = "{each}"\n'
+    for each, steps in (("rtn", ""), (method, "steps = 25\n")):
+        rules = f'layout = "halfbin"\n[[rule]]\nmatch = "*"\nweights = "int3-g16"\nmethod = "{each}"\n{steps}'
         folder = tmp_path / each
         folder.mkdir()
         _, skeleton = written(name, rules, folder, samples(16))
         expected = outputs(loaded(name), skeleton)
         errors[each] = float((outputs(load_weights(skeleton, directory=folder), skeleton) - expected).norm())
     assert errors[method] < errors["rtn"]
+
+
+def test_a_rule_says_how_many_steps_are_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def learn(*args: Any, steps: int, **kwargs: Any) -> AutoRounded:
+        asked.append(steps)
+        return autoround(*args, steps=steps, **kwargs)
+
+    monkeypatch.setattr("halfbin.run.blockwise.learning.autoround", learn)
+    rules = 'layout = "halfbin"\n[[rule]]\nmatch = "*"\nweights = "int4-g32"\nmethod = "autoround"\nsteps = 2\n'
+    written("llama", rules, tmp_path)
+    assert asked == [2, 2]  # once for each block
 
 
 def test_what_comes_first_has_nothing_to_make_up_for(tmp_path: Path) -> None:

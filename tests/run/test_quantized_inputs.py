@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,20 @@ def test_smoothquant_undoes_planted_outliers(tmp_path: Path) -> None:
     smoothed = loss(directory, static + 'transforms = ["smoothquant"]\n', tmp_path / "c")
     assert broken > 5 * as_it_was
     assert smoothed < 2 * as_it_was
+
+
+def test_a_rule_gives_smoothquants_alpha(tmp_path: Path) -> None:
+    def norm(lines: str) -> Tensor:
+        recipe = parse_recipe(RULE.format("halfbin") + 'transforms = ["smoothquant"]\n' + lines, source="test")
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))
+        written(directory_of("llama"), recipe, folder)
+        with open_quantized(folder) as checkpoint:
+            return checkpoint.read_values("model.layers.0.input_layernorm.weight")
+
+    dynamic = 'inputs = "int8-token"\n'
+    assert torch.equal(norm(""), norm("alpha = 0.5\n"))
+    assert torch.equal(norm("alpha = 0.3\n"), norm(dynamic + "alpha = 0.3\n"))
+    assert not torch.equal(norm(dynamic + "alpha = 0.3\n"), norm(dynamic + "alpha = 0.8\n"))
 
 
 def test_a_plan_and_a_report_say_how_inputs_are_rounded(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from halfbin.errors import DataError
-from halfbin.tensor import parse_scheme
+from halfbin.tensor import InputQuantizer, parse_inputs, parse_scheme
 from halfbin.transforms import product_loss, search_scale, smoothing_scale
 from halfbin.transforms.limits import LARGEST
 
@@ -81,7 +81,7 @@ def test_a_search_for_alpha_lowers_the_error_of_products_in_8_bits() -> None:
     candidates = [torch.ones(32), *(smoothing_scale(*ranges(x, weight), a) for a in ALPHAS)]
 
     def loss(scale: Tensor) -> float:
-        return product_loss(x, weight, scale, inputs=parse_scheme("int8-token"), weights=int8)
+        return product_loss(x, weight, scale, inputs=InputQuantizer(parse_inputs("int8-token")), weights=int8)
 
     best, losses = search_scale(candidates, loss)
     assert min(losses) < 0.1 * losses[0]
@@ -98,7 +98,7 @@ def test_the_loss_of_a_product_is_that_of_its_outputs() -> None:
     x_hat = ((x / scale).double() / step_x).round() * step_x
     w_hat = ((weight * scale).double() / step_w).round() * step_w
     expected = float((x.double() @ weight.double().T - x_hat @ w_hat.T).square().sum())
-    got = product_loss(x, weight, scale, inputs=parse_scheme("int8-token"), weights=wide)
+    got = product_loss(x, weight, scale, inputs=InputQuantizer(parse_inputs("int8-token")), weights=wide)
     assert got == pytest.approx(expected, rel=1e-3)  # outputs of 100 in float32 against errors of about 0.1
 
 

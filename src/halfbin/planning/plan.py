@@ -20,6 +20,7 @@ from halfbin.models import Site, Skeleton, find_sites, read_config
 from halfbin.numerics.formats import IntegerFormat
 from halfbin.numerics.scales import ScaleFormat
 from halfbin.planning.footprint import Reading, calibrated_bytes
+from halfbin.planning.options import DEFAULTS, Options
 from halfbin.planning.recipe import CLIP, PROTECTED_ROLES, Recipe, Rule, Weights
 from halfbin.tensor.granularity import Granularity, PerBlock, PerChannel, PerGroup, PerTensor, PerToken, transposed
 from halfbin.tensor.inputs import InputScheme
@@ -49,6 +50,7 @@ class SitePlan:
     # |x| on calibration data from which on an input feature is an outlier, whose column stays in 16 bits; None: all are rounded
     columns_from: float | None = None
     columns: ColumnSpec | None = None  # those that data chose; None: none, or nobody has looked yet
+    options: Options = DEFAULTS  # how methods and transforms work
 
     @property
     def needs_data(self) -> bool:
@@ -329,6 +331,7 @@ def _plan_site(site: Site, recipe: Recipe, layout: WeightLayout) -> SitePlan:
         rule.input_estimator,
         rule.correction,
         _columns_from(site, weights, rule, layout),
+        options=rule.options,
     )
 
 

@@ -17,6 +17,7 @@
     inputs = "int8-token"              # what the layer's inputs are rounded to while it runs: w8a8 and the like
     transforms = ["awq"]               # rewrites of the float model before that: "awq", "smoothquant"; data too
     correction = 0.5                   # how far weights make up for what earlier layers lost, 0 to 1; data too
+    damping = 0.05                     # and how methods and transforms work: `options.py`
 
 Embeddings, output heads and routers are protected: a glob with a wildcard passes them by, and only their full name or
 their role ("role:head") reaches them. What no rule matches stays as it is. A rule for a name that no site of the model has
@@ -57,6 +58,7 @@ from halfbin.methods import CALIBRATED, METHODS, rtn
 from halfbin.models import Site
 from halfbin.numerics import ESTIMATORS
 from halfbin.numerics.ranges import MinMax
+from halfbin.planning.options import DEFAULTS, OPTION_KEYS, Options, parse_options
 from halfbin.tensor.inputs import InputScheme, parse_inputs
 from halfbin.tensor.qtensor import QTensor
 from halfbin.tensor.scheme import Scheme, parse_scheme, states_scale
@@ -72,7 +74,10 @@ TRANSFORMS = ("rotate", "awq", "smoothquant")
 CLIP = "clip"  # ranges searched for the least error of the layer's outputs, which needs data
 KEYS = ("name", "description", "remainder", "layout", "others", "inputs_from", "untie", "all_experts", "rule")
 STREAMS = ("quantized", "float")
-RULE_KEYS = ("match", "weights", "method", "estimator", "transforms", "inputs", "input_estimator", "correction")
+RULE_KEYS = (
+    *("match", "weights", "method", "estimator", "transforms", "inputs", "input_estimator", "correction"),
+    *OPTION_KEYS,
+)
 RANGED = ("rtn", *CALIBRATED)  # methods whose ranges an estimator chooses
 
 Weights: TypeAlias = Scheme | torch.dtype | None  # a scheme to round to, a type to cast to, or None: keep
@@ -91,6 +96,7 @@ class Rule:
     inputs: InputScheme | None = None  # what the layer's inputs are rounded to while it runs
     input_estimator: str = "minmax"  # of the range of static ones
     correction: float = 0.0  # the share of what earlier layers lost that weights make up for
+    options: Options = DEFAULTS  # how methods and transforms work
 
     def fits(self, site: Site) -> bool:
         """Whether this rule speaks of `site`; protected roles must be meant, not swept up."""
@@ -216,16 +222,21 @@ def _rule(raw: object, where: str) -> Rule:
         raise RecipeError(
             f"{where}: {idle} = {raw[idle]!r} says how to round, but weights = {weights!r} rounds nothing"
         )
+    estimator = _choice(raw, "estimator", (*ESTIMATORS, CLIP), "minmax", where)
+    transforms, correction = _transforms(raw, where), _share(raw, "correction", where)
     return Rule(
         match=match,
         weights=target,
         scale_is_stated=states_scale(weights),
         method=method,
-        estimator=_choice(raw, "estimator", (*ESTIMATORS, CLIP), "minmax", where),
-        transforms=_transforms(raw, where),
+        estimator=estimator,
+        transforms=transforms,
         inputs=_inputs(raw, where),
         input_estimator=_choice(raw, "input_estimator", tuple(ESTIMATORS), "minmax", where),
-        correction=_share(raw, "correction", where),
+        correction=correction,
+        options=parse_options(
+            raw, where, method=method, transforms=transforms, estimator=estimator, correction=correction
+        ),
     )
 
 

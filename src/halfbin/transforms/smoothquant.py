@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from halfbin.errors import DataError
-from halfbin.tensor import Scheme, dequantize, quantize
+from halfbin.tensor import InputQuantizer, Scheme, dequantize, quantize
 from halfbin.transforms.limits import limited
 
 _TINY = torch.finfo(torch.float64).tiny
@@ -43,16 +43,16 @@ def smoothing_scale(x_absmax: Tensor, w_absmax: Tensor, alpha: float) -> Tensor:
     return limited(torch.where((x > 0) & (w > 0), scale, 1.0))
 
 
-def product_loss(x: Tensor, weight: Tensor, scale: Tensor, *, inputs: Scheme, weights: Scheme) -> float:
+def product_loss(x: Tensor, weight: Tensor, scale: Tensor, *, inputs: InputQuantizer, weights: Scheme) -> float:
     """||X W^T - x_hat w_hat^T||^2 with x_hat = X / s and w_hat = W * s rounded to nearest: what a search for alpha minimises.
 
     Args:
       x: float32 [tokens, in_features], some inputs.
       weight: float32 [out_features, in_features]; for several layers that read x, add their losses.
       scale: s, float32 [in_features].
-      inputs: what inputs are rounded to, their ranges taken from `x`.
+      inputs: what rounds X / s.
       weights: what the weight is rounded to.
     """
-    x_hat = dequantize(quantize(x / scale, inputs))
+    x_hat = inputs.fake_quantize(x / scale)
     w_hat = dequantize(quantize(weight * scale, weights))
     return float((x @ weight.T - x_hat @ w_hat.T).square().sum(dtype=torch.float64))

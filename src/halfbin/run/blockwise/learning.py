@@ -15,7 +15,6 @@ from halfbin.planning import SitePlan
 from halfbin.tensor import QTensor, Scheme
 from halfbin.tensor.matrices import matrices
 
-STEPS = 200
 NUM_JUDGED = 2  # calls whose loss decides which step was best
 
 
@@ -59,7 +58,7 @@ def learn_codes(
         weights,
         schemes,
         lambda w_hat, step: error(w_hat, step % len(calls)),
-        steps=STEPS,
+        steps=max(planned.options.steps for planned, _ in sites),
         start=start,
         judge=judge,
     )

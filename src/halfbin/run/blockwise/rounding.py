@@ -13,13 +13,13 @@ from halfbin.errors import DataError
 from halfbin.evaluation.layers import TensorError
 from halfbin.kernels.errors import ErrorSums
 from halfbin.methods import METHODS, Factor, clipped, corrected, factorise, gptq
-from halfbin.methods.cholesky import DAMPING
 from halfbin.methods.clip import after_correction
 from halfbin.models.inputs import Group
 from halfbin.models.products import Place
 from halfbin.numerics import ESTIMATORS
 from halfbin.numerics.low_rank import LowRank, low_rank
 from halfbin.planning import SitePlan
+from halfbin.planning.options import DEFAULTS, Options
 from halfbin.planning.recipe import CLIP, rounding
 from halfbin.tensor import MixedTensor, QTensor, Scheme, dequantize, quantize, take_columns
 from halfbin.tensor.matrices import as_stored, matrices, scheme_of_matrix
@@ -32,7 +32,7 @@ ENOUGH_TOKENS = 64  # below that an input's second moment says more about the sa
 class Factors:
     """Factorised second moments, each made once for all the sites that read it."""
 
-    _made: dict[int, dict[tuple[int, ...], Factor]] = field(default_factory=dict)
+    _made: dict[int, dict[tuple[object, ...], Factor]] = field(default_factory=dict)
 
     def moment(self, group: Group[InputStatistics], without: Tensor) -> Tensor | LowRank:
         """The second moment of a group's inputs; approximated where the whole one would make a search take minutes."""
@@ -40,19 +40,28 @@ class Factors:
         _clear(matrix, without)
         return low_rank(matrix) if len(matrix) > WHOLE_FEATURES else matrix
 
-    def of(self, group: Group[InputStatistics], without: Tensor | None = None) -> Factor:
+    def of(
+        self,
+        group: Group[InputStatistics],
+        without: Tensor | None = None,
+        options: Options = DEFAULTS,
+        order_group: int | None = None,
+    ) -> Factor:
         """The factor of a group's inputs, as if some features (int64 [k]) were always zero: no error moves to or from them.
+
+        `order_group` columns stay together in the order of rounding; None: each goes by itself.
 
         Raises:
           DataError: it cannot be factorised.
         """
         made = self._made.setdefault(id(group), {})
-        key = () if without is None else tuple(without.tolist())
+        features = () if without is None else tuple(without.tolist())
+        key = (features, options.damping, options.act_order, order_group)
         if key not in made:
             moment: Tensor | SecondMoment = group.observer.moment
-            if without is not None and key:
+            if without is not None and features:
                 moment = _clear(group.observer.matrix(), without)
-            made[key] = factorise(moment)
+            made[key] = factorise(moment, damping=options.damping, act_order=options.act_order, group_size=order_group)
         return made[key]
 
     def forget(self, group: Group[InputStatistics]) -> None:
@@ -105,11 +114,12 @@ def round_site(
     remarks: list[str] = []
     for place in places:
         group = groups[place]
-        weight, uncorrected = _corrected(planned, place.view(parameter), group, factors)
+        order_group = planned.options.order_group(_tile_width(scheme, place))
+        weight, uncorrected = _corrected(planned, place.view(parameter), group, factors, order_group)
         outliers = _outliers(planned, group)
         if outliers.numel():  # planned for sites of one matrix only
             weight, columns = take_columns(weight, outliers, site.dtype)
-        q, remark = _round(planned, weight, scheme, group, factors, outliers)
+        q, remark = _round(planned, weight, scheme, group, factors, outliers, order_group)
         remarks += filter(None, (uncorrected, remark))
         parts.append(q)
     codes = as_stored(parts, stored, site.shape, transposed=site.transposed)
@@ -153,7 +163,11 @@ def _outliers(planned: SitePlan, group: Group[InputStatistics] | None) -> Tensor
 
 
 def _corrected(
-    planned: SitePlan, weight: Tensor, group: Group[InputStatistics] | None, factors: Factors
+    planned: SitePlan,
+    weight: Tensor,
+    group: Group[InputStatistics] | None,
+    factors: Factors,
+    order_group: int | None,
 ) -> tuple[Tensor, str | None]:
     """The weight that makes up for what earlier layers have lost, where that is asked for and enough is known; or why not."""
     if not planned.correction or group is None or group.observer.num_tokens < ENOUGH_TOKENS:
@@ -162,7 +176,8 @@ def _corrected(
     if moved is None:
         return weight, None
     try:
-        return corrected(weight, moved, factors.of(group), share=planned.correction), None
+        factor = factors.of(group, options=planned.options, order_group=order_group)
+        return corrected(weight, moved, factor, share=planned.correction), None
     except DataError as error:
         return weight, f"what earlier layers lost was not made up for: {error}"
 
@@ -174,6 +189,7 @@ def _round(
     group: Group[InputStatistics] | None,
     factors: Factors,
     without: Tensor,
+    order_group: int | None,
 ) -> tuple[QTensor, str | None]:
     """Codes of one matrix, and what should be known about them; AutoRound begins at those that are given here.
 
@@ -193,21 +209,29 @@ def _round(
         scale, zero_point = clipped(weight, scheme, factors.moment(group, without))
         return quantize(weight, scheme, scale=scale, zero_point=zero_point), None
     try:
-        factor = factors.of(group, without)
+        factor = factors.of(group, without, planned.options, order_group)
     except DataError as error:
         return plain(weight, scheme), f"rounded without data: {error}"
-    return _gptq(planned, weight, scheme, factor), _repairs(factor)
+    return _gptq(planned, weight, scheme, factor), _repairs(factor, planned.options.damping)
 
 
 def _gptq(planned: SitePlan, weight: Tensor, scheme: Scheme, factor: Factor) -> QTensor:
     if planned.estimator == CLIP:
         params = clipped(weight, scheme, after_correction(factor.upper, factor.order))
         return gptq(weight, scheme, factor, params=params)
-    return gptq(weight, scheme, factor, estimator=ESTIMATORS[planned.estimator]())
+    recompute = planned.options.group_scales == "recomputed"
+    return gptq(weight, scheme, factor, estimator=ESTIMATORS[planned.estimator](), recompute_scales=recompute)
 
 
-def _repairs(factor: Factor) -> str | None:
-    if factor.dtype == torch.float32 and factor.damping <= DAMPING:
+def _tile_width(scheme: Scheme, place: Place) -> int | None:
+    """Neighbouring columns that share a scale; None where all of them do."""
+    rows, columns = place.size
+    width = scheme.granularity.tile((rows, columns))[1]
+    return width if 0 < width < columns else None
+
+
+def _repairs(factor: Factor, damping: float) -> str | None:
+    if factor.dtype == torch.float32 and factor.damping <= damping:
         return None
     return f"its second moment was factorised in {factor.dtype} with damping {factor.damping:g}"
 

@@ -107,8 +107,10 @@ class Smoother:
         x_absmax = _by_channel(pair, consumers, lambda w: w.group.observer.channels.absmax, torch.amax)
         w_absmax = _by_channel(pair, consumers, lambda w: w.weight.abs().amax(0), torch.amax)
         rounded = [w for w in consumers if w.planned.inputs is not None]
-        if not rounded:
-            return smoothing_scale(x_absmax, w_absmax, ALPHA)
+        given = {w.planned.options.alpha for w in consumers} - {None}
+        alphas = sorted(a for a in given if a is not None)
+        if len(alphas) == 1 or not rounded:
+            return smoothing_scale(x_absmax, w_absmax, alphas[0] if alphas else ALPHA)
 
         def loss(scale: Tensor) -> float:
             total = 0.0
@@ -117,12 +119,15 @@ class Smoother:
                 step = max(1, len(w.weight) // SEARCHED_ROWS)
                 rows = w.group.observer.rows
                 rows = rows[:: max(1, len(rows) // SEARCHED_ROWS)]
-                own, inputs = by_input(scale, w.channels), w.planned.inputs.scheme
+                own, seen = by_input(scale, w.channels), w.group.observer.channels
+                # A static range is that of all tokens, not of the few that stand for them here.
+                inputs = w.planned.inputs.calibrated((seen.minimum / own).min(), (seen.maximum / own).max())
                 total += product_loss(rows, w.weight[::step], own, inputs=inputs, weights=w.scheme)
             return total
 
         unchanged = torch.ones(pair.producer.num_channels)
-        return search_scale([unchanged, *(smoothing_scale(x_absmax, w_absmax, a) for a in ALPHAS)], loss)[0]
+        candidates = (smoothing_scale(x_absmax, w_absmax, a) for a in alphas or ALPHAS)
+        return search_scale(candidates if alphas else [unchanged, *candidates], loss)[0]
 
     def _move(self, pair: Pair, scale: Tensor) -> None:
         parameters = _Parameters(self._partial)
