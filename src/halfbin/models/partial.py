@@ -44,17 +44,25 @@ class PartialModel:
     targets: for each tensor on disk, the parameter that it is loaded into.
     """
 
-    def __init__(self, skeleton: Skeleton, source: Source, *, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        skeleton: Skeleton,
+        source: Source,
+        *,
+        dtype: torch.dtype = torch.float32,
+        experts: str | None = "eager",
+    ) -> None:
         """Build the model without weights; no tensor is read.
 
         Args:
           skeleton: the opened model.
           source: its weights.
           dtype: what weights are computed with.
+          experts: how transformers runs them: "eager" one by one, so that each can be observed; None: as it would by itself.
         """
         self.dtype = dtype
         self._source, self._path = source, skeleton.path
-        self.model = _without_weights(skeleton).to(dtype).eval()
+        self.model = _without_weights(skeleton, experts).to(dtype).eval()
         self.targets: Mapping[str, Target] = targets(skeleton, source.names)
         self._aliases = _aliases(self.model)
         self._meta = dict(self.model.named_parameters())
@@ -69,6 +77,10 @@ class PartialModel:
     def canonical(self, parameter: str) -> str:
         """The first name of a parameter that is known under several."""
         return self._aliases.get(parameter, (parameter,))[0]
+
+    def names_of(self, parameter: str) -> tuple[str, ...]:
+        """All names of a parameter, the first one first."""
+        return self._aliases.get(parameter, (parameter,))
 
     def on_disk(self, parameters: Iterable[str]) -> list[str]:
         """The tensors on disk that these parameters are made of, in the checkpoint's order."""
@@ -156,11 +168,11 @@ class PartialModel:
         self.convert(self.model, {name: self._reader(name) for name in names})
 
 
-def _without_weights(skeleton: Skeleton) -> nn.Module:
-    """The skeleton's class with real buffers and meta parameters. Experts run one by one, so that each can be observed."""
+def _without_weights(skeleton: Skeleton, experts: str | None) -> nn.Module:
+    """The skeleton's class with real buffers and meta parameters."""
     config = skeleton.config
     if hasattr(skeleton.model, "set_experts_implementation"):
-        config._experts_implementation = "eager"
+        config._experts_implementation = experts
     build: Callable[[Any], nn.Module] = skeleton.model_class
     with initialization.no_init_weights(), init_empty_weights(include_buffers=False):
         model = build(config)
