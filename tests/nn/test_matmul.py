@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from halfbin.nn.kernels import KERNELS
 from halfbin.nn.matmul import CpuFeatures, choose
-from halfbin.nn.reference import KERNELS, Reference
+from halfbin.nn.reference import Reference
 from halfbin.tensor import QTensor, dequantize, parse_scheme, quantize
 
 CPU = CpuFeatures("pdp11", "DEFAULT")
@@ -21,6 +22,9 @@ class Picky:
 
     def refuses(self, q: QTensor, cpu: CpuFeatures) -> str | None:
         return None if q.scheme.format.name == "int8" else f"no {q.scheme.format.name} on {cpu.machine}"
+
+    def declines(self, x: Tensor) -> str | None:
+        return None
 
     def pack(self, q: QTensor) -> Any:
         return q.codes

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from halfbin.errors import SchemeError
-from halfbin.nn import Geometry, QuantConv, QuantConv1D, QuantEmbedding, QuantLinear, QuantModule
+from halfbin.nn import EXACT, Geometry, QuantConv, QuantConv1D, QuantEmbedding, QuantLinear, QuantModule
 from halfbin.tensor import dequantize, parse_scheme, quantize
 
 SCHEMES = [
@@ -38,6 +38,7 @@ def test_a_quantized_linear_is_exactly_the_float_one_with_dequantized_weights(
     spelling: str, dtype: torch.dtype
 ) -> None:
     layer = linear(spelling).to(dtype)
+    layer.choose(EXACT)
     plain = nn.Linear(40, 12, dtype=dtype)
     plain.weight.data = dequantize(layer.qtensor, dtype)
     assert layer.bias is not None
@@ -88,7 +89,7 @@ def test_a_quantized_conv1d_holds_the_transposed_weight_and_gives_what_conv1d_gi
     conv = Conv1D(12, 40)
     conv.bias.data = normal(12)
     q = quantize(conv.weight.detach().T.contiguous(), parse_scheme(spelling))
-    layer = QuantConv1D(q, conv.bias)
+    layer = QuantConv1D(q, conv.bias, kernels=EXACT)
     conv.weight.data = dequantize(q).T
     x = normal(2, 5, 40)
     # Both sum 40 products in float32, in different orders.

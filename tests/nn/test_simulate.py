@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from halfbin.errors import DataError, SchemeError
-from halfbin.nn import LLMInt8Linear, QuantInputLinear, QuantLinear, Simulation, llm_int8, quantize_inputs
+from halfbin.nn import EXACT, LLMInt8Linear, QuantInputLinear, QuantLinear, Simulation, llm_int8, quantize_inputs
 from halfbin.tensor import MixedTensor, parse_inputs, parse_scheme, quantize, take_columns
 
 INT8 = parse_scheme("int8-channel")
@@ -67,7 +67,7 @@ def test_a_module_sees_fake_quantized_inputs_and_no_others(model: Model, x: Tens
 
 def test_a_quantized_weight_behind_a_hook_is_the_layer_that_quantizes_its_inputs() -> None:
     q, x = quantize(normal(12, 16), INT8), normal(3, 16)
-    model = nn.Sequential(QuantLinear(q))
+    model = nn.Sequential(QuantLinear(q, kernels=EXACT))
     with quantize_inputs(model, {"0": parse_inputs("fp8_e4m3-token")}):
         assert torch.equal(model(x), QuantInputLinear(q, parse_inputs("fp8_e4m3-token").quantizer())(x))
 

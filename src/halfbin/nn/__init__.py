@@ -6,17 +6,19 @@ from halfbin.nn.conv import Geometry, QuantConv
 from halfbin.nn.conv1d_transposed import QuantConv1D
 from halfbin.nn.convert import Swap, quantize_module
 from halfbin.nn.embedding import QuantEmbedding
+from halfbin.nn.kernels import EXACT, KERNELS
 from halfbin.nn.kv_cache import quantize_kv_cache
 from halfbin.nn.linear import QuantLinear
 from halfbin.nn.llm_int8 import LLMInt8Linear
 from halfbin.nn.matmul import CpuFeatures, MatmulKernel, choose
 from halfbin.nn.module import QuantModule
 from halfbin.nn.quant_inputs import QuantInputLinear
-from halfbin.nn.reference import KERNELS, Reference
+from halfbin.nn.reference import Reference
 from halfbin.nn.simulate import llm_int8, quantize_inputs
 from halfbin.nn.simulation import Simulation
 
 __all__ = [
+    "EXACT",
     "KERNELS",
     "CpuFeatures",
     "Geometry",

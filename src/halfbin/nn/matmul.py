@@ -1,7 +1,4 @@
-"""Which kernel multiplies by a `QTensor`: the first of a list that does not refuse.
-
-Today the list holds the reference alone, which refuses nothing; a faster kernel is one more entry before it.
-"""
+"""Which kernel multiplies by a `QTensor`: the first of a list that does not refuse. The reference, last, refuses nothing."""
 
 from __future__ import annotations
 
@@ -13,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from halfbin.kernels import cpu
 from halfbin.tensor import QTensor
 
 
@@ -20,17 +18,19 @@ from halfbin.tensor import QTensor
 class CpuFeatures:
     """What a kernel may ask of the processor.
 
-    machine:    the architecture, such as "x86_64" or "arm64".
-    capability: the widest vector instructions that torch found, such as "AVX2", "AVX512" or "DEFAULT".
+    machine:      the architecture, such as "x86_64" or "arm64".
+    capability:   the widest vector instructions that torch found, such as "AVX2", "AVX512" or "DEFAULT".
+    instructions: what our own kernels can use, such as "avx512_vnni"; see `kernels.cpu.features`.
     """
 
     machine: str
     capability: str
+    instructions: frozenset[str] = frozenset()
 
     @classmethod
     def detect(cls) -> CpuFeatures:
         """This machine's."""
-        return cls(platform.machine(), torch.backends.cpu.get_cpu_capability())
+        return cls(platform.machine(), torch.backends.cpu.get_cpu_capability(), cpu.features())
 
 
 class MatmulKernel(Protocol):
@@ -43,6 +43,10 @@ class MatmulKernel(Protocol):
 
     def refuses(self, q: QTensor, cpu: CpuFeatures) -> str | None:
         """Why not, in words; None: it will do it."""
+        ...
+
+    def declines(self, x: Tensor) -> str | None:
+        """Why it leaves these inputs to the reference, in words; None: it does not."""
         ...
 
     def pack(self, q: QTensor) -> Any:

@@ -18,7 +18,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from halfbin.nn.linear import QuantLinear
+from halfbin.nn.integers import ExactIntegers, PackedWeight
+from halfbin.nn.kernels import EXACT
+from halfbin.nn.linear import QuantLinear, wants_gradient
+from halfbin.nn.matmul import CpuFeatures
+from halfbin.nn.reference import Reference
 from halfbin.numerics import IntegerFormat
 from halfbin.tensor import InputQuantizer, InputScheme, QTensor, Scheme, accumulator_bound, int_matmul
 from halfbin.tensor.int_matmul import INT32_MAX
@@ -32,6 +36,7 @@ class QuantInputLinear(QuantLinear):
     Attributes:
       inputs:  what its inputs are rounded to.
       refusal: why codes are not multiplied as integers; None: they are.
+      slow:    why they are not multiplied by the compiled kernel; None: they are. The bits are the same.
     """
 
     input_scale: Tensor | None
@@ -47,11 +52,13 @@ class QuantInputLinear(QuantLinear):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         """Make one of codes [out_features, in_features] and a float bias [out_features]; neither is copied."""
-        super().__init__(q, bias, dtype=dtype)
+        super().__init__(q, bias, dtype=dtype, kernels=EXACT)
         self.inputs = inputs.inputs
         self.refusal = refuses_integers(self.in_features, q.scheme, self.inputs)
         self.register_buffer("input_scale", inputs.scale)
         self.register_buffer("input_zero_point", inputs.zero_point)
+        self.integers = ExactIntegers(inputs.inputs)
+        self.slow = self.refusal or self.integers.refuses(q, CpuFeatures.detect())
 
     @property
     def quantizer(self) -> InputQuantizer:
@@ -65,9 +72,22 @@ class QuantInputLinear(QuantLinear):
           DataError: NaN or infinity in `x`.
         """
         if self.refusal or x.dtype == torch.float64:  # float32 scales would throw away what float64 was asked for
-            return super().forward(self.quantizer.fake_quantize(x))
-        y = int_matmul(self.quantizer.quantize(x), self.qtensor)
-        return finished(y, self.bias, x)
+            return Reference().matmul(self.quantizer.fake_quantize(x), self.qtensor, self.bias)
+        fast = not self.slow and x.is_cpu and not wants_gradient(x, self.bias)
+        packed = self._prepared() if fast else None
+        if packed is None:
+            return finished(int_matmul(self.quantizer.quantize(x), self.qtensor), self.bias, x)
+        return self.integers.matmul(x, packed, self.bias, self.quantizer)
+
+    def prepare(self) -> PackedWeight | None:
+        """Bring the weight into the kernel's layout now, and not at the first forward; None where it is not used."""
+        if self.slow:
+            return None
+        packed: PackedWeight = super().prepare()
+        return packed
+
+    def _pack(self) -> PackedWeight:
+        return self.integers.pack(self.qtensor)
 
     def extra_repr(self) -> str:
         """Sizes, bias, scheme, kernel and inputs."""

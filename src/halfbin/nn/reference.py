@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional
 
-from halfbin.nn.matmul import CpuFeatures, MatmulKernel
+from halfbin.nn.matmul import CpuFeatures
 from halfbin.tensor import QTensor, dequantize
 
 
@@ -21,6 +21,10 @@ class Reference:
         """Never."""
         return None
 
+    def declines(self, x: Tensor) -> str | None:
+        """Never."""
+        return None
+
     def pack(self, q: QTensor) -> QTensor:
         """Nothing to do."""
         return q
@@ -28,6 +32,3 @@ class Reference:
     def matmul(self, x: Tensor, packed: QTensor, bias: Tensor | None) -> Tensor:
         """Float [..., in_features] to x.dtype [..., out_features]."""
         return functional.linear(x, dequantize(packed, x.dtype), bias)
-
-
-KERNELS: tuple[MatmulKernel, ...] = (Reference(),)

@@ -1,0 +1,118 @@
+// AMX: 16 tokens x 16 rows x 64 columns in one instruction, two tiles of tokens and two of rows at a time.
+//
+// The layout of 8-bit codes is the one that a tile of B wants: 64 bytes are four columns of 16 rows, and the next four columns of the
+// same rows follow 256 bytes later. Inputs lie as tiles of A: [tokens][run] bytes. Tile registers:
+//
+//   0 .. 3  totals, [two tiles of tokens] x [two of 16 rows], or four of 16 rows for one tile of tokens
+//   4, 5    inputs        6, 7  codes
+#include "matmul/avx512_codes.h"
+
+namespace halfbin::matmul {
+namespace {
+
+// Written out, as gcc's own do not say that they read and write memory. N, A, B: numbers of tile registers.
+template <int N>
+inline void LoadTile(const void* from, size_t row_bytes) {
+  __asm__ volatile("tileloadd (%1,%2,1), %%tmm%c0" : : "i"(N), "r"(from), "r"(row_bytes) : "memory");
+}
+
+template <int N>
+inline void StoreTile(void* to, size_t row_bytes) {
+  __asm__ volatile("tilestored %%tmm%c0, (%1,%2,1)" : : "i"(N), "r"(to), "r"(row_bytes) : "memory");
+}
+
+template <int N>
+inline void ClearTile() {
+  __asm__ volatile("tilezero %%tmm%c0" : : "i"(N));
+}
+
+// N += A @ B for signed codes of inputs in A and unsigned ones of rows in B.
+template <int N, int A, int B>
+inline void DotTile() {
+  __asm__ volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(N), "i"(A), "i"(B));
+}
+
+struct alignas(64) TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+
+struct Dot {
+  static constexpr size_t kTilesAtOnce = 2;
+  static constexpr bool kNeverUnpacks = false, kAlwaysUnpacks = true;
+  size_t tile, run, next_tile;  // next_tile: bytes from one tile of inputs to the next
+
+  explicit Dot(const Inputs& x) : tile(x.tile), run(x.run), next_tile(x.groups * x.padded * x.tile) {
+    TileConfig config;
+    for (int i = 0; i < 4; ++i) config.row_bytes[i] = 64, config.rows[i] = static_cast<uint8_t>(tile);
+    for (int i = 4; i < 6; ++i) config.row_bytes[i] = static_cast<uint16_t>(run), config.rows[i] = static_cast<uint8_t>(tile);
+    for (int i = 6; i < 8; ++i) config.row_bytes[i] = 64, config.rows[i] = static_cast<uint8_t>(run / 4);
+    __asm__ volatile("ldtilecfg %0" : : "m"(config));
+  }
+  Dot(const Dot&) = delete;
+  Dot& operator=(const Dot&) = delete;
+  ~Dot() { __asm__ volatile("tilerelease"); }
+
+  // 32 rows of the panel, two tiles of tokens.
+  void TwoByTwo(const uint8_t* codes, size_t columns, const int8_t* x, bool add, uint32_t* totals) const {
+    uint32_t* second = totals + tile * kPanelRows;
+    if (add) {
+      LoadTile<0>(totals, 256), LoadTile<1>(totals + 16, 256);
+      LoadTile<2>(second, 256), LoadTile<3>(second + 16, 256);
+    } else {
+      ClearTile<0>(), ClearTile<1>(), ClearTile<2>(), ClearTile<3>();
+    }
+    for (size_t c = 0; c < columns; c += run, codes += run * kPanelRows, x += run * tile) {
+      LoadTile<6>(codes, 256);
+      LoadTile<4>(x, run);
+      DotTile<0, 4, 6>();
+      LoadTile<7>(codes + 64, 256);
+      DotTile<1, 4, 7>();
+      LoadTile<5>(x + next_tile, run);
+      DotTile<2, 5, 6>();
+      DotTile<3, 5, 7>();
+    }
+    StoreTile<0>(totals, 256), StoreTile<1>(totals + 16, 256);
+    StoreTile<2>(second, 256), StoreTile<3>(second + 16, 256);
+  }
+
+  // All rows of the panel, one tile of tokens.
+  void OneByFour(const uint8_t* codes, size_t columns, const int8_t* x, bool add, uint32_t* totals) const {
+    if (add) {
+      LoadTile<0>(totals, 256), LoadTile<1>(totals + 16, 256);
+      LoadTile<2>(totals + 32, 256), LoadTile<3>(totals + 48, 256);
+    } else {
+      ClearTile<0>(), ClearTile<1>(), ClearTile<2>(), ClearTile<3>();
+    }
+    for (size_t c = 0; c < columns; c += run, codes += run * kPanelRows, x += run * tile) {
+      LoadTile<4>(x, run);
+      LoadTile<6>(codes, 256);
+      DotTile<0, 4, 6>();
+      LoadTile<7>(codes + 64, 256);
+      DotTile<1, 4, 7>();
+      LoadTile<6>(codes + 128, 256);
+      DotTile<2, 4, 6>();
+      LoadTile<7>(codes + 192, 256);
+      DotTile<3, 4, 7>();
+    }
+    StoreTile<0>(totals, 256), StoreTile<1>(totals + 16, 256);
+    StoreTile<2>(totals + 32, 256), StoreTile<3>(totals + 48, 256);
+  }
+
+  void Bytes(const uint8_t* codes, size_t columns, const int8_t* x, size_t tiles, bool add, uint32_t* totals) const {
+    if (tiles == 1) return OneByFour(codes, columns, x, add, totals);
+    TwoByTwo(codes, columns, x, add, totals);
+    TwoByTwo(codes + 128, columns, x, add, totals + 32);
+  }
+  void Nibbles(const uint8_t*, size_t, const int8_t*, size_t, bool, uint32_t*) const {}
+  void Unpack(const uint8_t* codes, size_t columns, uint8_t* out) const { UnpackNibbles(codes, columns, out); }
+};
+
+constexpr InstructionSet kSet{"amx_int8", 16, 64, &RoundTokens, &Multiply<Dot>};
+
+}  // namespace
+
+const InstructionSet* AmxInt8() { return &kSet; }
+
+}  // namespace halfbin::matmul

@@ -1,0 +1,73 @@
+#include "matmul/bindings.h"
+
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <optional>
+
+#include "matmul/linear.h"
+
+namespace nb = nanobind;
+
+namespace halfbin {
+namespace {
+
+using namespace matmul;
+
+template <class T>
+T* At(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+Header MakeHeader(size_t n, size_t k, size_t group_size, uint32_t bits, uint32_t scale_type, bool has_zeros, bool has_sums,
+                  int32_t zero) {
+  return {kMagic, bits, n, k, group_size, static_cast<Float>(scale_type), has_zeros, has_sums, zero};
+}
+
+size_t PackedBytes(size_t n, size_t k, size_t group_size, uint32_t bits, uint32_t scale_type, bool has_zeros, bool has_sums) {
+  return View(MakeHeader(n, k, group_size, bits, scale_type, has_zeros, has_sums, 0), nullptr).bytes;
+}
+
+void PackInto(uintptr_t codes, int32_t least, uintptr_t scales, uintptr_t zero_points, size_t n, size_t k, size_t group_size,
+              uint32_t bits, uint32_t scale_type, bool has_sums, uintptr_t out, size_t num_threads) {
+  const Header header = MakeHeader(n, k, group_size, bits, scale_type, zero_points != 0, has_sums, -least);
+  Pack(header, {At<const uint8_t>(codes), least, At<const void>(scales), At<const int32_t>(zero_points)}, At<uint8_t>(out),
+       num_threads);
+}
+
+// The number of tokens that are not finite, or -1: nothing of this name.
+int64_t Multiply(uintptr_t packed, uintptr_t x, bool x_is_bfloat16, size_t m, bool by_group, bool symmetric, int32_t qmin,
+                 int32_t qmax, uintptr_t scale, uintptr_t zero_point, uintptr_t bias, bool bias_is_bfloat16, uintptr_t y,
+                 std::optional<const char*> set_name, size_t num_threads) {
+  const InstructionSet* set = Find(set_name.value_or(nullptr), m);
+  if (set == nullptr) return -1;
+  using Scales = InputGrid::Scales;
+  InputGrid grid{by_group ? Scales::kTokenAndGroup : scale == 0 ? Scales::kToken : Scales::kStatic, symmetric, qmin, qmax, 0, 0};
+  if (scale != 0) grid.scale = *At<const float>(scale);
+  if (zero_point != 0) grid.zero_point = *At<const int32_t>(zero_point);
+  const auto type = [](bool narrow) { return narrow ? Float::kBfloat16 : Float::kFloat32; };
+  Linear linear{View(*At<const Header>(packed), At<const uint8_t>(packed)),
+                {At<const void>(x), type(x_is_bfloat16)},
+                m,
+                grid,
+                {At<const void>(bias), type(bias_is_bfloat16)},
+                At<void>(y),
+                type(x_is_bfloat16)};
+  const nb::gil_scoped_release without_the_interpreter;
+  return static_cast<int64_t>(Run(linear, *set, num_threads));
+}
+
+}  // namespace
+
+void BindMatmul(nb::module_& m) {
+  m.def("matmul_sets", &InstructionSets, "Instruction sets that products run on here, the preferred one first.");
+  m.def("matmul_packed_bytes", &PackedBytes, "Bytes of a packed weight.");
+  m.def("matmul_pack", &PackInto, nb::call_guard<nb::gil_scoped_release>(), "Fill the memory of a packed weight.");
+  m.def("matmul", &Multiply, nb::arg("packed"), nb::arg("x"), nb::arg("x_is_bfloat16"), nb::arg("m"), nb::arg("by_group"),
+        nb::arg("symmetric"), nb::arg("qmin"), nb::arg("qmax"), nb::arg("scale"), nb::arg("zero_point"), nb::arg("bias"),
+        nb::arg("bias_is_bfloat16"), nb::arg("y"), nb::arg("set").none(), nb::arg("num_threads"),
+        "x_hat @ w_hat.T + bias; returns the number of tokens that are not finite.");
+}
+
+}  // namespace halfbin

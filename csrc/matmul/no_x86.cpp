@@ -1,0 +1,12 @@
+// Elsewhere none of x86-64's instruction sets is there. A NEON file would stand in their place: the layout of four columns to a
+// 32-bit lane is what its `udot` and `usdot` want, too.
+#include "matmul/product.h"
+
+namespace halfbin::matmul {
+
+const InstructionSet* Avx2() { return nullptr; }
+const InstructionSet* AvxVnni() { return nullptr; }
+const InstructionSet* Avx512Vnni() { return nullptr; }
+const InstructionSet* AmxInt8() { return nullptr; }
+
+}  // namespace halfbin::matmul

@@ -1,0 +1,144 @@
+"""Products in integers: weights of up to 8 bits times inputs of 8 bits, by `kernels.products`.
+
+`IntegerInputs` stands in for a float product. The layer's inputs stay what they are on paper, and are rounded to INT8 on the
+fly, one scale for each token and group of columns: an approximation of x @ w_hat^T, whose added error docs/kernels.md states.
+For rows with one scale the groups are of 128 columns, too, so that an outlier among the inputs spoils the steps of its own
+neighbours only.
+
+`ExactIntegers` multiplies what is INT8 on both sides already, and gives the bits of `tensor.int_matmul`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from halfbin.kernels import products
+from halfbin.nn.matmul import CpuFeatures
+from halfbin.numerics import IntegerFormat, ScaleFormat
+from halfbin.tensor import InputQuantizer, InputScheme, PerTensor, QTensor, require_finite
+
+BY_GROUP = products.InputGrid()
+INPUT_GROUP = 128  # columns that share an input scale where a weight row has one scale
+
+
+@dataclass(frozen=True, slots=True)
+class PackedWeight:
+    """A weight in the layout of `kernels.products`."""
+
+    memory: Tensor
+    out_features: int
+
+
+@dataclass(frozen=True, slots=True)
+class IntegerInputs:
+    """Weights of integer codes; inputs rounded to INT8 per token and group."""
+
+    name: str = "int8-inputs"
+
+    def refuses(self, q: QTensor, cpu: CpuFeatures) -> str | None:
+        """Codes that are no integers, scales not along a row, other devices, no vector instructions."""
+        size = q.scheme.granularity.tile(q.shape)[1]
+        return refuses_weight(q, size if size < q.shape[1] else INPUT_GROUP, cpu)
+
+    def pack(self, q: QTensor) -> PackedWeight:
+        """A second copy of the weight: 0.5 bytes for each code of up to 4 bits, 1 for others, and its scales."""
+        size = q.scheme.granularity.tile(q.shape)[1]
+        return pack(q, size if size < q.shape[1] else INPUT_GROUP, sums=False)
+
+    def declines(self, x: Tensor) -> str | None:
+        """Types that it does not read, and other devices."""
+        if x.dtype not in products.INPUT_TYPES:
+            return f"inputs are {x.dtype}, and it reads float32 and bfloat16"
+        return None if x.is_cpu else f"inputs are on {x.device}"
+
+    def matmul(self, x: Tensor, packed: PackedWeight, bias: Tensor | None) -> Tensor:
+        """Float [..., in_features] to x.dtype [..., out_features]; a token with NaN or infinity gives NaN."""
+        return products.linear(x, packed.memory, _readable(bias), packed.out_features, BY_GROUP)
+
+
+@dataclass(frozen=True, slots=True)
+class ExactIntegers:
+    """Integer weights times inputs that an `InputScheme` rounds: the same bits as `int_matmul`."""
+
+    inputs: InputScheme
+
+    def refuses(self, q: QTensor, cpu: CpuFeatures) -> str | None:
+        """As above; also inputs whose scales are found and stored in ways that the kernel does not know."""
+        scheme = self.inputs.scheme
+        if not isinstance(scheme.format, IntegerFormat):
+            return f"inputs are {scheme.format.name}, no integers"
+        if self.inputs.dynamic and scheme.scale_format is not ScaleFormat.FLOAT32:
+            return f"the scales of dynamic inputs are stored as {scheme.scale_format.value}, and it finds float32 ones"
+        return refuses_weight(q, q.scheme.granularity.tile(q.shape)[1], cpu)
+
+    @property
+    def grid(self) -> products.InputGrid:
+        """What the kernel rounds inputs to."""
+        fmt = self.inputs.scheme.format
+        assert isinstance(fmt, IntegerFormat)
+        return products.InputGrid(by_group=False, symmetric=self.inputs.scheme.symmetric, qmin=fmt.qmin, qmax=fmt.qmax)
+
+    def pack(self, q: QTensor) -> PackedWeight:
+        """A second copy of the weight, as above."""
+        return pack(q, q.scheme.granularity.tile(q.shape)[1], sums=self.grid.needs_sums)
+
+    def matmul(self, x: Tensor, packed: PackedWeight, bias: Tensor | None, quantizer: InputQuantizer) -> Tensor:
+        """Float [..., in_features] to x.dtype [..., out_features].
+
+        Raises:
+          DataError: NaN or infinity in `x`.
+        """
+        scale, zero_point = quantizer.scale, quantizer.zero_point
+        if self.inputs.dynamic and isinstance(self.inputs.scheme.granularity, PerTensor) and x.numel():
+            require_finite(x)
+            least, greatest = torch.aminmax(x)
+            scale, zero_point = self.inputs.scheme.grid.params(least, greatest)
+        if scale is not None and scale.dtype != torch.float32:
+            scale = scale.to(torch.float32)
+        given = x if x.dtype in products.INPUT_TYPES else x.to(torch.float32)
+        bias = _readable(bias)
+        y = products.linear(given, packed.memory, bias, packed.out_features, self.grid, scale, zero_point)
+        return y.to(x.dtype)
+
+
+def refuses_weight(q: QTensor, size: int, cpu: CpuFeatures) -> str | None:
+    """Why a weight whose input scales change every `size` columns cannot be packed; None: it can."""
+    if q.codes.device.type != "cpu":
+        return f"its codes are on {q.codes.device}, and these loops run on the CPU"
+    if not isinstance(q.scheme.format, IntegerFormat):
+        return f"its codes are {q.scheme.format.name}, no integers"
+    if "avx2" not in cpu.instructions:
+        return f"this {cpu.machine} has no AVX2, and its plain loops are slower than torch's float product"
+    if 0 in q.shape:
+        return f"the weight has no elements: {list(q.shape)}"
+    scale_type = torch.float32 if q.scheme.scale_format is ScaleFormat.E8M0 else q.scale.dtype
+    return products.refuses(q.scheme.format.bits, size, q.shape[1], scale_type)
+
+
+def pack(q: QTensor, size: int, *, sums: bool) -> PackedWeight:
+    """A weight [out_features, in_features] for inputs whose scales change every `size` columns, or once a row."""
+    fmt = q.scheme.format
+    assert isinstance(fmt, IntegerFormat)
+    rows, columns = q.shape
+    groups = -(-columns // size)
+    scale = q.scale.to(torch.float32) if q.scheme.scale_format is ScaleFormat.E8M0 else q.scale
+    zero_point = None if q.zero_point is None else _by_row(q.zero_point, q, groups)
+    scale = _by_row(scale, q, groups)
+    memory = products.pack(q.codes, scale, zero_point, bits=fmt.bits, least=fmt.qmin, group_size=size, sums=sums)
+    return PackedWeight(memory, rows)
+
+
+def _by_row(params: Tensor, q: QTensor, groups: int) -> Tensor:
+    """A scale or zero point for each row and group, from those of taller or wider tiles."""
+    rows, _ = q.shape
+    tall = q.scheme.granularity.tile(q.shape)[0]
+    by_row = params.repeat_interleave(tall, 0)[:rows] if 1 < tall < rows else params
+    return by_row.expand(rows, by_row.shape[1] if by_row.shape[1] > 1 else groups)
+
+
+def _readable(bias: Tensor | None) -> Tensor | None:
+    """Float16 biases as float32; what the kernels read stays as it is."""
+    return bias if bias is None or bias.dtype in products.INPUT_TYPES else bias.to(torch.float32)

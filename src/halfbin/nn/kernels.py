@@ -1,0 +1,13 @@
+"""The kernels of this build, in the order of preference, and which of them a model uses."""
+
+from __future__ import annotations
+
+from halfbin.nn.integers import IntegerInputs
+from halfbin.nn.matmul import MatmulKernel
+from halfbin.nn.reference import Reference
+
+EXACT: tuple[MatmulKernel, ...] = (Reference(),)
+"""Float inputs, as they are, times dequantized weights."""
+
+KERNELS: tuple[MatmulKernel, ...] = (IntegerInputs(), *EXACT)
+"""The fast ones first; where weights alone are quantized, they round inputs to INT8 on the fly."""
