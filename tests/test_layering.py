@@ -25,7 +25,7 @@ LINES = [
     {"cli", "explorer"},
 ]
 LINE_OF = {room: i for i, rooms in enumerate(LINES) for room in rooms}
-VERBS = {"evaluate", "inspect", "load", "plan", "quantize"}  # of `import halfbin as hb`
+VERBS = {"bench", "evaluate", "inspect", "load", "plan", "quantize"}  # of `import halfbin as hb`
 FILES = sorted(SOURCE.rglob("*.py"))
 
 

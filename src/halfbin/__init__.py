@@ -15,11 +15,21 @@ from typing import TYPE_CHECKING
 from halfbin.errors import HalfbinError
 
 if TYPE_CHECKING:
-    from halfbin.api import check_calibration, evaluate, inspect, load, plan, quantize
+    from halfbin.api import bench, check_calibration, evaluate, inspect, load, plan, quantize
 
 __version__ = "0.1.0"
 
-__all__ = ["HalfbinError", "__version__", "check_calibration", "evaluate", "inspect", "load", "plan", "quantize"]
+__all__ = [
+    "HalfbinError",
+    "__version__",
+    "bench",
+    "check_calibration",
+    "evaluate",
+    "inspect",
+    "load",
+    "plan",
+    "quantize",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -7,6 +7,7 @@ hb.inspect("out")                                      what a checkpoint holds, 
 hb.evaluate("model", "out", text="file.txt")           what it cost
 hb.check_calibration("model", "mine.jsonl")            whether calibration data suit a model
 hb.plan("path/to/model", recipe="int4")                what would be done, without doing it
+hb.bench("out")                                        how fast it runs here, and which kernels it got
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from torch import nn
 from halfbin.errors import RecipeError
 from halfbin.evaluation import Comparison, Perplexity
 from halfbin.models import load_weights, open_skeleton
+from halfbin.models.running import load_running
 from halfbin.nn.convert import Swap
 from halfbin.planning import Plan
+from halfbin.run.benchmark import Benchmark, benchmark
 from halfbin.run.calibration import NUM_SAMPLES, Calibration
 from halfbin.run.checking import CalibrationCheck
 from halfbin.run.checking import check_calibration as run_check
@@ -190,16 +193,25 @@ def plan(
         return found
 
 
-def load(path: str | Path, dtype: torch.dtype | None = None, *, trust_remote_code: bool = False) -> nn.Module:
-    """A checkpoint of any layout that halfbin reads, as its transformers model with dequantized weights.
+def load(
+    path: str | Path, dtype: torch.dtype | None = None, *, dequantize: bool = False, trust_remote_code: bool = False
+) -> nn.Module:
+    """A checkpoint of any layout that halfbin reads, as its transformers model, in evaluation mode.
+
+    Layers compute with the checkpoint's codes, by halfbin's kernels (docs/kernels.md says what each does to inputs). Weights
+    that no layer reads as codes, such as experts that transformers merges, are dequantized.
 
     Args:
       path: a directory that halfbin or another tool wrote, a float model, or "demo".
-      dtype: the type of the parameters; the config's own by default.
+      dtype: of activations and of weights that are no codes; the config's own by default.
+      dequantize: give an ordinary model with float weights, to look at or to train on; inputs that the checkpoint quantizes
+        are fake-quantized.
       trust_remote_code: run Python code that the directory brings along.
     """
     skeleton = open_skeleton(model_directory(path), trust_remote_code=trust_remote_code)
-    return load_weights(skeleton, dtype=dtype or skeleton.dtype)
+    if dequantize:
+        return load_weights(skeleton, dtype=dtype or skeleton.dtype)
+    return load_running(skeleton, dtype=dtype).model
 
 
 def inspect(path: str | Path, *, on_event: OnEvent | None = None) -> Inspection:
@@ -282,6 +294,42 @@ def check_calibration(
         chosen,
         name=str(model),
         against=None if against is None else Path(against),
+        trust_remote_code=trust_remote_code,
+        on_event=on_event,
+    )
+
+
+def bench(
+    model: str | Path,
+    *,
+    dtype: str | None = None,
+    prompt_tokens: int = 256,
+    new_tokens: int = 32,
+    rounds: int = 5,
+    threads: int | None = None,
+    alone: bool = False,
+    trust_remote_code: bool = False,
+    on_event: OnEvent | None = None,
+) -> Benchmark:
+    """How fast a checkpoint runs here: prefill, first token, decoding, memory, and which kernel each layer got.
+
+    Args:
+      model: a directory of any layout that halfbin reads, or "demo".
+      dtype: of activations: "bf16", "fp16" or "fp32"; the config's own by default.
+      prompt_tokens, new_tokens, rounds: how much is timed.
+      threads: as many as torch has by default.
+      alone: leave out the same weights as floats.
+      trust_remote_code: run Python code that the directory brings along.
+      on_event: told of progress.
+    """
+    return benchmark(
+        model_directory(model),
+        dtype=dtype,
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        rounds=rounds,
+        threads=threads,
+        alone=alone,
         trust_remote_code=trust_remote_code,
         on_event=on_event,
     )

@@ -74,6 +74,29 @@ def evaluate(a: str, b: str | None = None, **options: Any) -> Any:
     return Comparison(before, after, Spread(0.1, 0.05, 0.9, 3.0), 0.84, 100, how)
 
 
+def bench(model: str, **options: Any) -> Any:
+    from halfbin.evaluation.speed import Speed, Times
+    from halfbin.run.benchmark import Benchmark, LayerKernel, Runner
+
+    CALLS.append({"verb": "bench", "model": model, **options})
+    _maybe_fail(model)
+
+    def runner(name: str, seconds: float, num_bytes: int) -> Runner:
+        speed = Speed(256, 32, 5, Times(8 * seconds, seconds, 9 * seconds), Times(seconds, seconds, 2 * seconds))
+        return Runner(name, speed, num_bytes, 3 * num_bytes)
+
+    layers = tuple(
+        LayerKernel(
+            f"model.layers.{i}.up_proj", (64, 32), "nf4-g64", "reference", {"int8-inputs": "nf4 codes are no integers"}
+        )
+        for i in range(3)
+    )
+    left = {"model.layers.0.experts.w1": "it is merged with others"}
+    return Benchmark(
+        model, "bf16", 2, runner("codes", 0.01, 10**8), runner("floats", 0.03, 4 * 10**8), 4e10, layers, left
+    )
+
+
 def plan_json(num_layers: int) -> dict[str, Any]:
     sites = [_planned("model.embed_tokens", [512, 64], "bfloat16", "embedding: kept unless a rule names it")]
     for layer in range(num_layers):

@@ -74,6 +74,7 @@ def test_json_of_quantize_is_the_report(invoke: Invoke, tmp_path: Path) -> None:
     [
         pytest.param(["quantize", "m", "--dry-run"], {"output_bytes", "peak_memory_bytes", "sites"}, id="plan"),
         pytest.param(["inspect", "c"], {"inspection_version", "tensors", "bytes", "bits_per_weight"}, id="inspect"),
+        pytest.param(["bench", "m"], {"streaming_bytes_per_second", "codes", "floats", "layers"}, id="bench"),
         pytest.param(["evaluate", "a"], {"perplexity", "nll", "num_tokens", "evaluation"}, id="evaluate"),
         pytest.param(["evaluate", "a", "b"], {"before", "after", "kl", "top1_agreement", "evaluation"}, id="compare"),
     ],
@@ -155,6 +156,35 @@ def test_the_demo_replaces_an_earlier_demo_and_nothing_else(invoke: Invoke, tmp_
     invoke("quantize", "mine", "-o", tmp_path / "other")
     invoke("demo", "-o", tmp_path / "other")
     assert not fake_api.CALLS[3]["force"]
+
+
+def test_bench_shows_speeds_gains_and_on_request_kernels(invoke: Invoke) -> None:
+    plain, told = invoke("bench", "m").stdout, invoke("bench", "m", "--explain").stdout
+    for expected in ("100", "33.3", "3.00×", "4.00×", "25.00 %", "40.0 GB/s", "reference in 3 layers", "1 tensor"):
+        assert expected in plain, expected
+    assert "no integers" not in plain
+    assert "model.layers.*.up_proj ×3" in told and "int8-inputs: nf4 codes are no integers" in told
+    assert "it is merged with others" in told
+
+
+def test_bench_passes_every_option_on(invoke: Invoke) -> None:
+    invoke(
+        "bench", "m", "--prompt", 7, "--new-tokens", 8, "--rounds", 9, "--threads", 1, "--dtype", "fp32", "--alone",
+        "--trust-remote-code",
+    )  # fmt: skip
+    (call,) = fake_api.CALLS
+    assert call == {
+        "verb": "bench",
+        "model": "m",
+        "prompt_tokens": 7,
+        "new_tokens": 8,
+        "rounds": 9,
+        "threads": 1,
+        "dtype": "fp32",
+        "alone": True,
+        "trust_remote_code": True,
+        "on_event": None,
+    }
 
 
 def test_markup_and_escapes_in_names_are_not_obeyed(invoke: Invoke, tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_halfbin_loads_what_its_own_layout_holds_of_every_site(name: str, tmp_pa
     plan = hb.plan(source, recipe=rules)
     hb.quantize(source, out, recipe=rules, evaluate=False)
     assert all(s.quantized for s in plan.sites if s.site.role in ("linear", "expert", "convolution"))
-    assert_computes_the_rounded_model(hb.load(out, dtype=torch.float32), source, plan)
+    assert_computes_the_rounded_model(hb.load(out, torch.float32, dequantize=True), source, plan)
 
 
 @pytest.mark.parametrize("layout", ["compressed-tensors", "halfbin", "safetensors"])
@@ -120,9 +120,9 @@ def test_every_scheme_loads_as_it_was_rounded(weights: str, layout: str, tmp_pat
     rules = recipe(tmp_path, weights, layout)
     plan = hb.plan(source, recipe=rules)
     hb.quantize(source, out, recipe=rules, evaluate=False)
-    found = hb.load(out, dtype=torch.float32) if layout == "halfbin" else load_as_a_user_would("llama", out)
+    found = hb.load(out, torch.float32, dequantize=True) if layout == "halfbin" else load_as_a_user_would("llama", out)
     assert_computes_the_rounded_model(found, source, plan)
-    assert_computes_the_rounded_model(hb.load(out, dtype=torch.float32), source, plan)
+    assert_computes_the_rounded_model(hb.load(out, torch.float32, dequantize=True), source, plan)
 
 
 @pytest.mark.parametrize("name", ["llama", "llama-tied", "gpt2", "mixtral", "gpt-oss", "mamba", "resnet"])
@@ -193,7 +193,7 @@ def test_transformers_loads_two_schemes_of_a_model_whose_modules_have_other_name
     assert names - {name for name, _ in plan.skeleton.model.named_modules()}
     hb.quantize(source, out, recipe=rules, evaluate=False)
     assert_computes_the_rounded_model(load_as_a_user_would("llava", out), source, plan)
-    assert_computes_the_rounded_model(hb.load(out, dtype=torch.float32), source, plan)
+    assert_computes_the_rounded_model(hb.load(out, torch.float32, dequantize=True), source, plan)
 
 
 @pytest.mark.parametrize("layout", ["compressed-tensors", "halfbin", "safetensors"])
@@ -208,7 +208,7 @@ def test_an_output_of_several_files_is_one_model(layout: str, tmp_path: Path) ->
     with open_checkpoint(out) as result:
         assert index["metadata"]["total_size"] == result.num_bytes == plan.bytes_after
         assert {path.name for path in result.files} == set(written.files)
-    found = hb.load(out, dtype=torch.float32) if layout == "halfbin" else load_as_a_user_would("llama", out)
+    found = hb.load(out, torch.float32, dequantize=True) if layout == "halfbin" else load_as_a_user_would("llama", out)
     assert_computes_the_rounded_model(found, source, plan)
 
 

@@ -10,6 +10,7 @@ import typer
 
 from halfbin import __version__
 from halfbin.cli import interruption, quiet
+from halfbin.cli.bench import bench
 from halfbin.cli.check import check
 from halfbin.cli.demo import demo
 from halfbin.cli.evaluate import evaluate
@@ -33,6 +34,7 @@ app.command(no_args_is_help=True)(quantize)
 app.command(no_args_is_help=True)(inspect)
 app.command(no_args_is_help=True)(evaluate)
 app.command(no_args_is_help=True)(check)
+app.command(no_args_is_help=True)(bench)
 app.command()(demo)
 
 

@@ -1,0 +1,251 @@
+"""How fast a checkpoint runs here, beside the same weights as floats, and beside what this machine's memory allows."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from halfbin.errors import HalfbinError, ModelError
+from halfbin.evaluation.speed import Speed, measure_speed
+from halfbin.kernels.streaming import read_rate
+from halfbin.models import Skeleton, load_weights, open_skeleton
+from halfbin.models.running import load_running
+from halfbin.nn import LLMInt8Linear, QuantEmbedding, QuantLinear, QuantModule
+from halfbin.run import jsonable
+from halfbin.run.events import Event, OnEvent
+from halfbin.run.memory import MemoryPeak, anonymous_bytes, give_back
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+PROMPT_SEED = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LayerKernel:
+    """What multiplies in one layer.
+
+    refusals: why faster kernels would not, by their names.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    weights: str
+    kernel: str
+    refusals: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """One way to run the model.
+
+    name:   as people read it.
+    speed:  measured.
+    bytes_per_token: weights that one decoded token reads: all but tables of which it reads a row.
+    peak_memory_bytes: anonymous memory above what there was before the model was loaded; None where it cannot be known.
+    """
+
+    name: str
+    speed: Speed
+    bytes_per_token: int
+    peak_memory_bytes: int | None
+
+    def share_of_reading(self, bytes_per_second: float) -> float:
+        """Of the time of a decoded token, what reading its weights once would take at this rate."""
+        return self.bytes_per_token / bytes_per_second / self.speed.step.median
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """What `halfbin bench` found.
+
+    codes:   the model computing with the checkpoint's codes.
+    floats:  the same weights, dequantized; None where that was not asked for, or the checkpoint holds floats.
+    bytes_per_second: this machine's streaming read, in the same run.
+    layers:  the quantized layers.
+    dequantized: tensors that the checkpoint holds as codes and the model as floats, with the reason.
+    """
+
+    model: str
+    dtype: str
+    threads: int
+    codes: Runner
+    floats: Runner | None
+    bytes_per_second: float
+    layers: tuple[LayerKernel, ...]
+    dequantized: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """The value that `--json` prints."""
+        runners = {r.name: self._runner(r) for r in (self.codes, self.floats) if r is not None}
+        return {
+            "model": self.model,
+            "dtype": self.dtype,
+            "threads": self.threads,
+            "streaming_bytes_per_second": self.bytes_per_second,
+            **runners,
+            "layers": [jsonable.to_json(layer) for layer in self.layers],
+            "dequantized": dict(self.dequantized),
+        }
+
+    def _runner(self, runner: Runner) -> dict[str, Any]:
+        speed = runner.speed
+        return {
+            "prompt_tokens": speed.prompt_tokens,
+            "new_tokens": speed.new_tokens,
+            "rounds": speed.rounds,
+            "decode_tokens_per_second": speed.decode_rate,
+            "prefill_tokens_per_second": speed.prefill_rate,
+            "seconds_to_first_token": jsonable.to_json(speed.prefill),
+            "seconds_per_token": jsonable.to_json(speed.step),
+            "bytes_per_token": runner.bytes_per_token,
+            "share_of_streaming_read": runner.share_of_reading(self.bytes_per_second),
+            "peak_memory_bytes": runner.peak_memory_bytes,
+        }
+
+
+def benchmark(
+    directory: Path,
+    *,
+    dtype: str | None = None,
+    prompt_tokens: int = 512,
+    new_tokens: int = 32,
+    rounds: int = 3,
+    threads: int | None = None,
+    alone: bool = False,
+    trust_remote_code: bool = False,
+    on_event: OnEvent | None = None,
+) -> Benchmark:
+    """Time a checkpoint of any layout; see `evaluation/speed.py` for what is timed.
+
+    Args:
+      directory: the checkpoint.
+      dtype: of activations and of weights that are no codes: "bf16", "fp16", "fp32"; the config's own by default.
+      prompt_tokens, new_tokens, rounds: how much is timed.
+      threads: of every product; as many as torch has by default.
+      alone: leave out the same weights as floats.
+      trust_remote_code: run Python code that the directory brings along.
+      on_event: told of progress.
+
+    Raises:
+      ModelError: the model does not predict tokens, reads fewer than these, or keeps no cache.
+    """
+    skeleton = open_skeleton(directory, trust_remote_code=trust_remote_code)
+    if not skeleton.generates:
+        raise ModelError(f"{directory}: {skeleton.model_class.__name__} does not predict tokens, so nothing is decoded")
+    most = getattr(skeleton.config.get_text_config(), "max_position_embeddings", None)
+    if most is not None and prompt_tokens + new_tokens > most:
+        raise ModelError(
+            f"{directory} was made for {most} tokens; {prompt_tokens} and {new_tokens} new ones are too many: ask for fewer"
+        )
+    chosen = _dtype(dtype, skeleton)
+    tell = on_event or (lambda event: None)
+
+    def timed(name: str, load: Callable[[], tuple[nn.Module, _Layers]]) -> tuple[Runner, _Layers]:
+        with _memory() as held:
+            tell(Event(f"loading {name}", 0, 0, "tensors"))
+            model, layers = load()
+            vocabulary = skeleton.config.get_text_config().vocab_size
+            generator = torch.Generator().manual_seed(PROMPT_SEED)
+            prompt = torch.randint(vocabulary, (1, prompt_tokens), generator=generator)
+            speed = measure_speed(
+                model,
+                prompt,
+                new_tokens=new_tokens,
+                rounds=rounds,
+                on_step=lambda done, total: tell(Event(f"timing {name}", done, total, "rounds")),
+            )
+            layers = _Layers(_kernels(model), layers.dequantized)
+            read = bytes_per_token(model)
+        return Runner(name, speed, read, held.bytes), layers
+
+    def codes() -> tuple[nn.Module, _Layers]:
+        found = load_running(skeleton, dtype=chosen)
+        return found.model, _Layers((), found.dequantized)
+
+    with _threads(threads) as count:
+        rate = read_rate(count)
+        running, layers = timed("codes", codes)
+        floats = None
+        if layers.kernels and not alone:
+            floats, _ = timed("floats", lambda: (load_weights(skeleton, dtype=chosen), _Layers((), {})))
+    name = next(name for name, known in DTYPES.items() if known == chosen)
+    return Benchmark(str(directory), name, count, running, floats, rate, layers.kernels, layers.dequantized)
+
+
+def bytes_per_token(model: nn.Module) -> int:
+    """Bytes of weights that one token reads: codes with their scales, packed, and floats; no tables; each tensor once."""
+    read: dict[int, float] = {}
+    for module in model.modules():
+        if isinstance(module, QuantModule):
+            if not isinstance(module, QuantEmbedding):
+                read[module.codes.data_ptr()] = module.scheme.num_bits(tuple(module.codes.shape)) / 8
+        elif isinstance(module, nn.Embedding):
+            continue
+        for parameter in module.parameters(recurse=False):
+            read[parameter.data_ptr()] = parameter.numel() * parameter.element_size()
+    return round(sum(read.values()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Layers:
+    kernels: tuple[LayerKernel, ...]
+    dequantized: Mapping[str, str]
+
+
+def _kernels(model: nn.Module) -> tuple[LayerKernel, ...]:
+    """Of each quantized layer, after it has run."""
+    found = []
+    for name, module in model.named_modules():
+        if isinstance(module, QuantModule):
+            kernel, refusals = "reference", dict[str, str]()
+            if isinstance(module, QuantLinear):
+                kernel, refusals = module.kernel.name, dict(module.refusals)
+            elif isinstance(module, LLMInt8Linear):
+                kernel = "LLM.int8(), reference"
+            found.append(LayerKernel(name, tuple(module.codes.shape), str(module.scheme), kernel, refusals))
+    return tuple(found)
+
+
+class _Held:
+    """What a model took; `bytes` is known when the block around it has ended."""
+
+    bytes: int | None = None
+
+
+@contextlib.contextmanager
+def _memory() -> Iterator[_Held]:
+    """How much more anonymous memory there was, at the most, than at the beginning; what is left over is given back."""
+    gc.collect()
+    give_back()
+    before, held = anonymous_bytes(), _Held()
+    with MemoryPeak() as peak:
+        yield held
+    if before is not None and peak.bytes is not None:
+        held.bytes = peak.bytes - before
+    gc.collect()
+    give_back()
+
+
+@contextlib.contextmanager
+def _threads(wanted: int | None) -> Iterator[int]:
+    before = torch.get_num_threads()
+    if wanted is not None:
+        torch.set_num_threads(wanted)
+    try:
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+
+
+def _dtype(name: str | None, skeleton: Skeleton) -> torch.dtype:
+    if name is None:
+        return skeleton.dtype
+    if name not in DTYPES:
+        raise HalfbinError(f"--dtype {name!r} is not understood; expected one of {', '.join(DTYPES)}")
+    return DTYPES[name]
