@@ -15,69 +15,24 @@ import json
 import shutil
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from random_llama import Shape, make_model
 
 from halfbin.formats.compressed_tensors import COMPRESSED_TENSORS
-from halfbin.formats.safetensors import SafetensorsWriter
 from halfbin.methods import rtn
 from halfbin.run.execute import execute
 from halfbin.run.job import Job, planned
 from halfbin.run.memory import MemoryPeak, anonymous_bytes
 from halfbin.tensor import Scheme, parse_scheme
 
-HIDDEN, INTERMEDIATE, VOCABULARY = 4096, 11008, 32000
+HIDDEN, INTERMEDIATE = 4096, 11008
 ROUNDS = 7
 NAIVE_ROWS = 32
-
-
-def make_model(folder: Path, gigabytes: float) -> None:
-    """A Llama of random bf16 weights in shards of about half a gigabyte, with its config."""
-    folder.mkdir(parents=True, exist_ok=True)
-    layer = {
-        "self_attn.q_proj.weight": (HIDDEN, HIDDEN),
-        "self_attn.k_proj.weight": (HIDDEN, HIDDEN),
-        "self_attn.v_proj.weight": (HIDDEN, HIDDEN),
-        "self_attn.o_proj.weight": (HIDDEN, HIDDEN),
-        "mlp.gate_proj.weight": (INTERMEDIATE, HIDDEN),
-        "mlp.up_proj.weight": (INTERMEDIATE, HIDDEN),
-        "mlp.down_proj.weight": (HIDDEN, INTERMEDIATE),
-        "input_layernorm.weight": (HIDDEN,),
-        "post_attention_layernorm.weight": (HIDDEN,),
-    }
-    layer_bytes = 2 * sum(int(np.prod(shape)) for shape in layer.values())
-    ends = {
-        "model.embed_tokens.weight": (VOCABULARY, HIDDEN),
-        "model.norm.weight": (HIDDEN,),
-        "lm_head.weight": (VOCABULARY, HIDDEN),
-    }
-    num_layers = max(1, round((gigabytes * 1e9 - 4 * VOCABULARY * HIDDEN) / layer_bytes))
-    shards: list[dict[str, tuple[int, ...]]] = [ends]
-    shards += [{f"model.layers.{i}.{name}": shape for name, shape in layer.items()} for i in range(num_layers)]
-    weight_map = {}
-    generator = torch.Generator().manual_seed(0)
-    for i, shapes in enumerate(shards, start=1):
-        name = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        weight_map |= dict.fromkeys(shapes, name)
-        with SafetensorsWriter(folder / name, {n: (torch.bfloat16, s) for n, s in shapes.items()}) as writer:
-            for tensor, shape in shapes.items():
-                writer.write(tensor, torch.randn(shape, generator=generator).mul_(0.02).bfloat16())
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": HIDDEN,
-        "intermediate_size": INTERMEDIATE,
-        "num_hidden_layers": num_layers,
-        "num_attention_heads": 32,
-        "vocab_size": VOCABULARY,
-        "tie_word_embeddings": False,
-        "dtype": "bfloat16",
-    }
-    (folder / "config.json").write_text(json.dumps(config))
 
 
 def stream(model: Path, output: Path) -> dict[str, Any]:
@@ -157,7 +112,9 @@ def main() -> None:
     if not options.rounding_only:
         model = options.work / "model"
         if not (model / "config.json").exists():
-            make_model(model, options.gigabytes)
+            one = Shape(HIDDEN, INTERMEDIATE, heads=32, kv_heads=32, layers=1)
+            layers = max(1, round((options.gigabytes * 1e9 - one.end_bytes) / one.layer_bytes))
+            make_model(model, replace(one, layers=layers))
         found["stream"] = stream(model, options.work / "out")
     print(json.dumps(found, indent=1))
 
