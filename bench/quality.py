@@ -1,7 +1,7 @@
 """What each method makes of each number of bits, on real models: perplexity, KL, squared error, and exact bits per weight.
 
     python bench/quality.py --data DIR [--minilm DIR] [--models demo story-lm minilm] [--schemes int4-g128 ...]
-                            [--methods rtn gptq+mse awq ...] [--samples N] [--out results.jsonl]
+                            [--methods rtn gptq+mse awq ...] [--samples N] [--out results.jsonl] [--tables]
 
 demo      halfbin's own model; calibrated on its calibration text, measured on its held-out text.
 story-lm  DIR/story-lm, a Hugging Face directory; calibrated on --calibration, other stories, measured on 90,000 characters of
@@ -187,8 +187,14 @@ def main() -> None:
     parser.add_argument("--calibration", type=Path, help="for the story model")
     parser.add_argument("--remainder", default="row", help="what becomes of a last, shorter group: row or tail")
     parser.add_argument("--out", type=Path, default=Path("quality.jsonl"))
+    parser.add_argument(
+        "--tables", action="store_true", help="only print what --out holds, as the tables of docs/methods.md"
+    )
     options = parser.parse_args()
     done = read(options.out)
+    if options.tables:
+        show_tables(done)
+        return
     for name in options.models:
         subject = None
         for scheme in options.schemes:
@@ -236,6 +242,47 @@ def show(rows: dict[Key, dict[str, Any]]) -> None:
             gap = paired_difference(ours, theirs)
             line += f"  x {row[loss] / plain[loss]:.3f} of rtn; difference {gap.mean:+.2e} [{gap.low:+.2e}, {gap.high:+.2e}]"
         print(line)
+
+
+COLUMNS = {
+    "rtn": "round to nearest",
+    "rtn+mse": "MSE ranges",
+    "hqq": "HQQ",
+    "gptq+mse": "GPTQ",
+    "gptq+mse+0.5": "GPTQ, corrected",
+    "autoround+mse": "AutoRound",
+}
+
+
+def show_tables(rows: dict[Key, dict[str, Any]]) -> None:
+    """A table of losses and one of scores for each model; a loss that is not certainly rtn's is marked."""
+    for model in dict.fromkeys(key[0] for key in rows):
+        mine = {key[1:3]: row for key, row in rows.items() if key[0] == model}
+        loss = "squared" if any("squared" in row for row in mine.values()) else "kl"
+        score = "spearman" if loss == "squared" else "perplexity"
+        for measure in (loss, score):
+            print(f"\n{model}: {measure}\n\n| scheme | bits | {' | '.join(COLUMNS.values())} |")
+            print("|---" * (len(COLUMNS) + 2) + "|")
+            for scheme in SCHEMES:
+                plain = mine.get((scheme, "rtn"))
+                if plain is not None:
+                    found = (mine.get((scheme, method)) for method in COLUMNS)
+                    cells = ["" if row is None else cell(row, plain, measure) for row in found]
+                    print(f"| {scheme} | {plain['bits']:.2f} | {' | '.join(cells)} |")
+
+
+def cell(row: dict[str, Any], plain: dict[str, Any], measure: str) -> str:
+    """A figure, and for losses its share of rtn's."""
+    value = row[measure]
+    if measure in ("spearman", "perplexity"):
+        return f"{value:.4f}" if value < 100 else f"{value:.0f}"
+    value *= 1e5 if measure == "squared" else 1
+    told = f"{value:.2f}" if value >= 1 else f"{value:.4f}" if value >= 0.04 else f"{value:.5f}"
+    if row is plain:
+        return told
+    gap = paired_difference(torch.tensor(row["by_window"]), torch.tensor(plain["by_window"]))
+    certain = gap.low * gap.high > 0
+    return f"{told} (× {row[measure] / plain[measure]:.2f}{'' if certain else ', not certain'})"
 
 
 if __name__ == "__main__":
