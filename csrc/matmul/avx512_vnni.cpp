@@ -19,8 +19,7 @@ inline __m512i Spread(const int8_t* s) {
 }
 
 constexpr size_t kVectors = 4;  // of 16 rows in a panel
-constexpr size_t kAhead = 1024;   // bytes of codes that are asked for before their turn
-constexpr size_t kStreaming = 4;  // tokens of a tile up to which codes come from memory: more tokens have several tiles
+constexpr size_t kAhead = 1024;  // bytes of codes that are asked for before their turn
 
 template <size_t T>
 inline void Begin(bool add, const uint32_t* totals, __m512i (&acc)[T][kVectors]) {
@@ -51,7 +50,7 @@ void DotBytes(const uint8_t* codes, size_t columns, const int8_t* x, bool add, u
     HALFBIN_UNROLL
     for (size_t v = 0; v < kVectors; ++v) {
       u[v] = _mm512_load_si512(codes + v * 64);
-      if constexpr (T <= kStreaming) _mm_prefetch(reinterpret_cast<const char*>(codes + kAhead + v * 64), _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(codes + kAhead + v * 64), _MM_HINT_T0);
     }
     HALFBIN_UNROLL
     for (size_t t = 0; t < T; ++t) {
