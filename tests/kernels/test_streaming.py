@@ -17,4 +17,4 @@ def test_a_rate_is_the_bytes_over_the_median_time(monkeypatch: pytest.MonkeyPatc
 
 
 def test_memory_is_really_read() -> None:
-    assert 1e8 < read_rate(num_bytes=2**16, rounds=3) < 1e14  # bytes a second: any machine, and none
+    assert 1e6 < read_rate(num_bytes=2**22, rounds=3) < 1e14  # bytes a second: any machine, however busy, and none
