@@ -5,10 +5,12 @@
 #include <nanobind/stl/vector.h>
 
 #include "cpu/features.h"
+#include "rounding/bindings.h"
 
 namespace nb = nanobind;
 
 NB_MODULE(_native, m) {
   m.doc() = "Compiled loops on plain arrays.";
+  BindRounding(m);
   m.def("cpu_features", &halfbin::CpuFeatures, "Names of the instruction sets that this machine can run.");
 }
