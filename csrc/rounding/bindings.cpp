@@ -12,6 +12,8 @@
 #include <tuple>
 #include <vector>
 
+#include "gptq/columns.h"
+#include "hqq/solve.h"
 #include "packing/bits.h"
 #include "rounding/rounding.h"
 
@@ -29,6 +31,7 @@ using halfbin::ScaleType;
 template <class T>
 using Matrix = nb::ndarray<T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Numbers = nb::ndarray<nb::ro, nb::ndim<2>, nb::c_contig, nb::device::cpu>;  // float32, bfloat16 or float16
+using Upper = nb::ndarray<const float, nb::ndim<2>, nb::device::cpu>;  // rows may lie apart
 template <class T>
 using Flat = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
@@ -155,6 +158,35 @@ void UnpackRows(const std::string& set, Matrix<const uint8_t> packed, int bits, 
                       static_cast<uint8_t>(lowest), codes.data(), num_threads);
 }
 
+void RoundColumns(const std::string& set, Matrix<float> columns, size_t num_rounded, Upper upper, const CodeFormat& format,
+                  Matrix<const float> scale, std::optional<Matrix<const float>> zero, Flat<const int64_t> tiles,
+                  Matrix<uint8_t> codes) {
+  const halfbin::RoundColumnsKernel kernel = halfbin::RoundColumnsOf(set.c_str());
+  Expect(kernel != nullptr);
+  const size_t num_columns = columns.shape(0), num_rows = columns.shape(1);
+  Expect(num_columns <= halfbin::kMostColumns && num_rounded <= num_columns && tiles.shape(0) == num_rounded);
+  Expect(upper.shape(0) >= num_rounded && upper.shape(1) == num_columns && upper.stride(1) == 1);
+  Expect(codes.shape(0) == num_rounded && codes.shape(1) == num_rows);
+  Expect(scale.shape(1) == 1 || scale.shape(1) == num_rows);
+  Expect(!zero || (zero->shape(0) == scale.shape(0) && zero->shape(1) == scale.shape(1)));
+  for (size_t j = 0; j < num_rounded; ++j) Expect(tiles(j) >= 0 && static_cast<size_t>(tiles(j)) < scale.shape(0));
+  const halfbin::Columns work{columns.data(), num_columns, num_rounded, num_rows, upper.data(),
+                              static_cast<size_t>(upper.stride(0)), scale.data(), zero ? zero->data() : nullptr,
+                              scale.shape(1), tiles.data(), codes.data()};
+  const nb::gil_scoped_release let_others_go_on;
+  kernel(work, format);
+}
+
+void SolveHqq(const std::string& set, Matrix<const float> tiles, const CodeFormat& format, ScaleType stored,
+              Flat<float> scale, std::optional<Flat<int32_t>> zero, int iterations, float p, double beta, double growth,
+              size_t num_threads) {
+  const halfbin::SolveHqqKernel kernel = halfbin::SolveHqqOf(set.c_str());
+  Expect(kernel != nullptr && scale.shape(0) == tiles.shape(0) && (!zero || zero->shape(0) == tiles.shape(0)));
+  const halfbin::HqqTiles work{tiles.data(), tiles.shape(0), tiles.shape(1), scale.data(), zero ? zero->data() : nullptr};
+  const nb::gil_scoped_release let_others_go_on;
+  halfbin::SolveHqq(kernel, work, format, stored, {iterations, p, beta, growth}, num_threads);
+}
+
 }  // namespace
 
 void BindRounding(nb::module_& m) {
@@ -180,4 +212,8 @@ void BindRounding(nb::module_& m) {
         "num_threads"_a);
   m.def("pack_rows", &PackRows, "instruction_set"_a, "codes"_a, "bits"_a, "lowest"_a, "packed"_a, "num_threads"_a);
   m.def("unpack_rows", &UnpackRows, "instruction_set"_a, "packed"_a, "bits"_a, "lowest"_a, "codes"_a, "num_threads"_a);
+  m.def("round_columns", &RoundColumns, "instruction_set"_a, "columns"_a, "num_rounded"_a, "upper"_a, "format"_a, "scale"_a,
+        "zero"_a.none(), "tiles"_a, "codes"_a);
+  m.def("solve_hqq", &SolveHqq, "instruction_set"_a, "tiles"_a, "format"_a, "stored"_a, "scale"_a, "zero"_a.none(),
+        "iterations"_a, "p"_a, "beta"_a, "growth"_a, "num_threads"_a);
 }

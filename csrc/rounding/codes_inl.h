@@ -54,8 +54,7 @@ class Quotients {
 
 class IntegerCodes {
  public:
-  IntegerCodes(const CodeFormat& format, int32_t zero)
-      : zero_(SetInt(zero)), qmin_(SetInt(format.qmin)), qmax_(SetInt(format.qmax)) {}
+  IntegerCodes(const CodeFormat& format, Ints zero) : zero_(zero), qmin_(SetInt(format.qmin)), qmax_(SetInt(format.qmax)) {}
   // Rounded before the zero point is added, so that 0.0 and the ties do not depend on it.
   Ints Encode(Floats steps, Floats) const { return Min(Max(Add(Round(steps), zero_), qmin_), qmax_); }
   Floats Decode(Ints codes) const { return ToFloats(Sub(codes, zero_)); }
@@ -67,7 +66,7 @@ class IntegerCodes {
 
 class FloatCodes {
  public:
-  FloatCodes(const CodeFormat& format, int32_t)
+  FloatCodes(const CodeFormat& format, Ints)
       : dropped_(23 - format.mantissa_bits),
         sign_shift_(31 - format.sign_bit),
         largest_(Set(format.largest)),
@@ -102,7 +101,7 @@ class FloatCodes {
 
 class TableCodes {
  public:
-  TableCodes(const CodeFormat& format, int32_t) : format_(format) {}
+  TableCodes(const CodeFormat& format, Ints) : format_(format) {}
   Ints Encode(Floats steps, Floats) const {
     Ints code = SetInt(0);
     for (int i = 0; i < format_.num_boundaries; ++i) {

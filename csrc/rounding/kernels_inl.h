@@ -55,7 +55,7 @@ inline void EncodeTile(const T* x, size_t count, const Codes& codes, uint8_t* ou
 template <class Codes, class T>
 inline void RoundTile(const T* x, size_t count, const CodeFormat& format, float scale, int32_t zero, float largest_abs,
                       uint8_t* out) {
-  const Codes codes(format, zero);
+  const Codes codes(format, SetInt(zero));
   const Quotients quotients(scale, largest_abs);
   if (quotients.fast()) {
     EncodeTile(x, count, codes, out, [&](Floats v) { return quotients.Fast(v); });
@@ -113,7 +113,7 @@ ErrorSums CompareRun(const Run& run, const T* x, const uint8_t* codes, const flo
   const Ints without_sign = SetInt(0x7fffffff);
   for (size_t start = 0, tile = 0; start < run.count; start += run.size, ++tile) {
     const size_t count = run.count - start < run.size ? run.count - start : run.size;
-    const Codes values(*run.format, zero ? zero[tile] : 0);
+    const Codes values(*run.format, SetInt(zero ? zero[tile] : 0));
     const Floats step = Set(scale[tile]);
     const auto take = [&](Floats v, Floats x_hat) {
       const Floats move = Sub(x_hat, v);

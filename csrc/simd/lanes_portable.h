@@ -5,6 +5,7 @@
 // elements only; other lanes are read as 0.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -101,9 +102,18 @@ inline Floats Abs(const Floats& a) {
   return ForEachLane<Floats>([&](int i) { return CopyBits<float>(CopyBits<uint32_t>(a.v[i]) & 0x7fffffffu); });
 }
 
-constexpr bool kHasFma = false;  // a fused multiplication and addition, rounded once: MulAdd and NegMulAdd (-a * b + c)
-inline Floats MulAdd(const Floats&, const Floats&, const Floats& c) { return c; }
-inline Floats NegMulAdd(const Floats&, const Floats&, const Floats& c) { return c; }
+// Fused: rounded once. Only where kHasFma is that fast. NegMulAdd is -a * b + c.
+#if defined(__FP_FAST_FMAF)
+constexpr bool kHasFma = true;
+#else
+constexpr bool kHasFma = false;
+#endif
+inline Floats MulAdd(const Floats& a, const Floats& b, const Floats& c) {
+  return ForEachLane<Floats>([&](int i) { return std::fma(a.v[i], b.v[i], c.v[i]); });
+}
+inline Floats NegMulAdd(const Floats& a, const Floats& b, const Floats& c) {
+  return ForEachLane<Floats>([&](int i) { return std::fma(-a.v[i], b.v[i], c.v[i]); });
+}
 
 // To the nearest integer, half to even; |a| <= 2^22.
 inline Ints Round(const Floats& a) {

@@ -68,3 +68,27 @@ def pack_rows(
 def unpack_rows(
     instruction_set: str, packed: Tensor, bits: int, lowest: int, codes: Tensor, num_threads: int
 ) -> None: ...
+def round_columns(
+    instruction_set: str,
+    columns: Tensor,
+    num_rounded: int,
+    upper: Tensor,
+    format: CodeFormat,
+    scale: Tensor,
+    zero: Tensor | None,
+    tiles: Tensor,
+    codes: Tensor,
+) -> None: ...
+def solve_hqq(
+    instruction_set: str,
+    tiles: Tensor,
+    format: CodeFormat,
+    stored: ScaleType,
+    scale: Tensor,
+    zero: Tensor | None,
+    iterations: int,
+    p: float,
+    beta: float,
+    growth: float,
+    num_threads: int,
+) -> None: ...
