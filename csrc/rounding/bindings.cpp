@@ -136,6 +136,18 @@ std::tuple<double, double, double> Compare(const std::string& set, const Numbers
   return {sums.signal, sums.noise, sums.max_abs};
 }
 
+bool Search(const std::string& set, const Numbers& x, size_t size, const CodeFormat& format, const ScaleRule& rule,
+            const std::vector<float>& factors, Matrix<float> least, Matrix<float> greatest, size_t num_threads) {
+  const halfbin::RoundingKernels& kernels = Kernels(set);
+  const halfbin::Rows rows = RowsOf(x, size);
+  const size_t num_tiles = (rows.n + size - 1) / size;
+  Expect(least.shape(0) == rows.num_rows && least.shape(1) == num_tiles);
+  Expect(greatest.shape(0) == rows.num_rows && greatest.shape(1) == num_tiles);
+  const nb::gil_scoped_release let_others_go_on;
+  return halfbin::Search(kernels, rows, format, rule, factors.data(), factors.size(), least.data(), greatest.data(),
+                         num_threads);
+}
+
 const halfbin::PackingKernels& Packing(const std::string& instruction_set) {
   return *Kernels(instruction_set).packing;
 }
@@ -210,6 +222,8 @@ void BindRounding(nb::module_& m) {
         "num_threads"_a);
   m.def("compare", &Compare, "instruction_set"_a, "x"_a, "size"_a, "format"_a, "codes"_a, "scale"_a, "zero"_a.none(),
         "num_threads"_a);
+  m.def("search_ranges", &Search, "instruction_set"_a, "x"_a, "size"_a, "format"_a, "rule"_a, "factors"_a, "least"_a,
+        "greatest"_a, "num_threads"_a);
   m.def("pack_rows", &PackRows, "instruction_set"_a, "codes"_a, "bits"_a, "lowest"_a, "packed"_a, "num_threads"_a);
   m.def("unpack_rows", &UnpackRows, "instruction_set"_a, "packed"_a, "bits"_a, "lowest"_a, "codes"_a, "num_threads"_a);
   m.def("round_columns", &RoundColumns, "instruction_set"_a, "columns"_a, "num_rounded"_a, "upper"_a, "format"_a, "scale"_a,

@@ -138,6 +138,61 @@ ErrorSums CompareRun(const Run& run, const T* x, const uint8_t* codes, const flo
   return {Total(signal), Total(noise), FloatOf(static_cast<uint32_t>(Greatest(largest)))};
 }
 
+// The sum of (x_hat - x)^2 over a tile under a scale and zero point.
+template <class Codes, class T, class Quotient>
+double NoiseOf(const T* x, size_t count, const CodeFormat& format, const Params& params, const Quotient& quotient) {
+  const Codes codes(format, SetInt(params.zero));
+  const Floats scale = Set(params.scale);
+  Doubles noise = ZeroSums();
+  const auto take = [&](Floats v) {  // a lane beyond the end holds 0, which is exact
+    const Floats move = Sub(Mul(codes.Decode(codes.Encode(quotient(v), v)), scale), v);
+    AddProductTo(noise, move, move);
+  };
+  size_t i = 0;
+  for (; i + 16 <= count; i += 16) take(LoadNumbers(x + i));
+  if (i < count) take(LoadNumbers(x + i, count - i));
+  return Total(noise);
+}
+
+template <class Codes, class T>
+bool SearchRun(const Run& run, const T* x, const ScaleRule& rule, const float* factors, size_t num_factors, float* least,
+               float* greatest) {
+  struct Ends {
+    bool low, high;
+  };
+  constexpr Ends kEnds[] = {{true, true}, {true, false}, {false, true}};
+  const CodeFormat& format = *run.format;
+  for (size_t start = 0, tile = 0; start < run.count; start += run.size, ++tile) {
+    const size_t count = run.count - start < run.size ? run.count - start : run.size;
+    const TileRange whole = RangeOf<true>(x + start, count);
+    if (!whole.finite) return false;
+    const auto noise_of = [&](float low, float high) {
+      const Params params = ParamsOf(low, high, rule, format.qmin, format.qmax);
+      const Quotients quotients(params.scale, whole.largest_abs);
+      return quotients.fast() ? NoiseOf<Codes>(x + start, count, format, params, [&](Floats v) { return quotients.Fast(v); })
+                              : NoiseOf<Codes>(x + start, count, format, params, [&](Floats v) { return quotients.Exact(v); });
+    };
+    float low = whole.least, high = whole.greatest;
+    double lowest = noise_of(low, high);
+    for (size_t pass = 0; pass < (rule.covers == Covers::kRange ? 3u : 1u); ++pass) {
+      const float from_low = low, from_high = high;
+      for (size_t i = 0; i < num_factors; ++i) {
+        const float next_low = kEnds[pass].low ? from_low * factors[i] : from_low;
+        const float next_high = kEnds[pass].high ? from_high * factors[i] : from_high;
+        const double noise = noise_of(next_low, next_high);
+        if (noise < lowest) {
+          lowest = noise;
+          low = next_low;
+          high = next_high;
+        }
+      }
+    }
+    least[tile] = low;
+    greatest[tile] = high;
+  }
+  return true;
+}
+
 // Calls f with x as a pointer to numbers of its type.
 template <class Function>
 inline auto WithNumbers(const void* x, Element element, const Function& f) {
@@ -199,6 +254,15 @@ ErrorSums CompareKernel(const Run& run, const uint8_t* codes, const float* scale
   });
 }
 
+bool SearchKernel(const Run& run, const ScaleRule& rule, const float* factors, size_t num_factors, float* least,
+                  float* greatest) {
+  return WithNumbers(run.x, run.element, [&](const auto* p) {
+    return WithCodes(run.format->kind, [&]<class Codes>(Tag<Codes>) {
+      return SearchRun<Codes>(run, p, rule, factors, num_factors, least, greatest);
+    });
+  });
+}
+
 }  // namespace
 }  // namespace halfbin::HALFBIN_TARGET
 
@@ -206,6 +270,6 @@ namespace halfbin {
 
 const RoundingKernels HALFBIN_ROUNDING_KERNELS = {&HALFBIN_PACKING_KERNELS, HALFBIN_TARGET::RangeKernel,
                                                   HALFBIN_TARGET::FitAndRoundKernel, HALFBIN_TARGET::RoundKernel,
-                                                  HALFBIN_TARGET::CompareKernel};
+                                                  HALFBIN_TARGET::CompareKernel, HALFBIN_TARGET::SearchKernel};
 
 }  // namespace halfbin

@@ -194,4 +194,18 @@ ErrorSums Compare(const RoundingKernels& kernels, const Rows& rows, const CodeFo
   return whole;
 }
 
+bool Search(const RoundingKernels& kernels, const Rows& rows, const CodeFormat& format, const ScaleRule& rule,
+            const float* factors, size_t num_factors, float* least, float* greatest, size_t num_threads) {
+  const size_t num_tiles = NumTiles(rows);
+  std::atomic<bool> finite{true};
+  ForEachPart(rows, num_threads, [&](size_t row, size_t column, size_t count, size_t) {
+    const size_t tile = row * num_tiles + column / rows.size;
+    const Run run{At(rows, row, column), rows.element, count, rows.size, &format};
+    if (!kernels.search(run, rule, factors, num_factors, least + tile, greatest + tile)) {
+      finite.store(false, std::memory_order_relaxed);
+    }
+  });
+  return finite.load();
+}
+
 }  // namespace halfbin

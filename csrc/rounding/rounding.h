@@ -71,6 +71,8 @@ struct RoundingKernels {
   bool (*fit_and_round)(const Run& run, const ScaleRule& rule, uint8_t* codes, void* scale, int32_t* zero);
   void (*round)(const Run& run, const float* scale, const int32_t* zero, uint8_t* codes);
   ErrorSums (*compare)(const Run& run, const uint8_t* codes, const float* scale, const int32_t* zero);
+  bool (*search)(const Run& run, const ScaleRule& rule, const float* factors, size_t num_factors, float* least,
+                 float* greatest);
 };
 
 extern const RoundingKernels kRoundingPortable;
@@ -100,5 +102,11 @@ void RoundWith(const RoundingKernels& kernels, const Rows& rows, const CodeForma
 // How far values lie from what codes stand for: the same sums whatever the number of threads and the instruction set.
 ErrorSums Compare(const RoundingKernels& kernels, const Rows& rows, const CodeFormat& format, const uint8_t* codes,
                   const float* scale, const int32_t* zero, size_t num_threads);
+
+// The range of each tile, float32 [num_rows, tiles], with the least sum of (x_hat - x)^2 among its whole range and those shrunken by
+// the factors: both ends together; where the rule covers kRange, then the low end and then the high end alone. The first of equals
+// wins. false: not all is finite.
+bool Search(const RoundingKernels& kernels, const Rows& rows, const CodeFormat& format, const ScaleRule& rule,
+            const float* factors, size_t num_factors, float* least, float* greatest, size_t num_threads);
 
 }  // namespace halfbin

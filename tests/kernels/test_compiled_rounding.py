@@ -14,8 +14,10 @@ from halfbin.kernels import rounding
 from halfbin.kernels.errors import error_sums, error_sums_in_pieces
 from halfbin.kernels.instruction_sets import BEST_FIRST, PORTABLE, best, usable
 from halfbin.numerics import FORMATS, IntegerFormat
+from halfbin.numerics.ranges import MeanSquaredError
+from halfbin.packing import pack
 from halfbin.tensor import Scheme, parse_scheme
-from halfbin.tensor.qtensor import quantize_plainly
+from halfbin.tensor.qtensor import fit_plainly, quantize_plainly
 from halfbin.tensor.rowwise import encoder, fit_rule
 
 EVERY_SET = pytest.mark.parametrize("instruction_set", usable())
@@ -144,6 +146,64 @@ def test_any_finite_numbers_give_the_bits_of_the_plain_code(data: st.DataObject)
     assert scheme.group_size is not None
     for name in usable():
         assert_plain(torch.tensor([row]), scheme, scheme.group_size, name)
+
+
+@EVERY_SET
+@pytest.mark.parametrize("shape", [(3, 300), (5, 7), (2, 133_001)], ids=str)
+@pytest.mark.parametrize("spelling", ["int4-g128", "uint4-g64-asym", "int3-g32", "int5-g9", "uint6-g66001"])
+def test_packed_in_one_pass_are_the_codes_packed(spelling: str, shape: tuple[int, int], instruction_set: str) -> None:
+    x, scheme = numbers(*shape), parse_scheme(spelling)
+    assert scheme.group_size is not None
+    lowest = scheme.format.qmin if isinstance(scheme.format, IntegerFormat) else 0
+    args = (x, scheme.group_size, fit_rule(scheme), encoder(scheme.format))
+    expected = rounding.fit_and_round_rows(*args)
+    found = rounding.fit_round_and_pack_rows(*args, scheme.format.bits, lowest, instruction_set=instruction_set)
+    assert expected is not None and found is not None
+    assert torch.equal(found[0], pack(expected[0], scheme.format.bits, lowest=lowest))
+    assert torch.equal(found[1], expected[1])
+    x[0, -1] = math.inf
+    assert rounding.fit_round_and_pack_rows(*args, scheme.format.bits, lowest) is None
+
+
+@EVERY_SET
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        "int4-g32",
+        "int4-g17-asym-f16",
+        "uint4-g32",
+        "int8-g75-asym",
+        "nf4-g16-bf16",
+        "fp8_e4m3-g20",
+        "fp4_e2m1-g32-e8m0",
+    ],
+)
+def test_the_range_with_the_least_error_is_the_one_that_the_plain_search_finds(
+    spelling: str, dtype: torch.dtype, instruction_set: str
+) -> None:
+    scheme, estimator = parse_scheme(spelling), MeanSquaredError()
+    assert scheme.group_size is not None
+    x = numbers(40, 75, dtype)
+    found = rounding.search_rows(
+        x,
+        scheme.group_size,
+        fit_rule(scheme),
+        encoder(scheme.format),
+        estimator.factors,
+        instruction_set=instruction_set,
+    )
+    assert found is not None
+    scale, zero_point = scheme.grid.params(*found)
+    expected_scale, expected_zero = fit_plainly(x, scheme, estimator)
+    assert torch.equal(scale.float(), expected_scale.float())
+    # A power of two is rounded down, so that shrinking a range further gains nothing here.
+    assert torch.equal(scale.float(), fit_plainly(x, scheme)[0].float()) == spelling.endswith("e8m0")
+    if zero_point is not None and expected_zero is not None:
+        assert torch.equal(zero_point, expected_zero)
+    x[3, 70] = math.nan
+    coding = encoder(scheme.format)
+    assert rounding.search_rows(x, scheme.group_size, fit_rule(scheme), coding, estimator.factors) is None
 
 
 @EVERY_SET

@@ -62,6 +62,17 @@ def compare(
     zero: Tensor | None,
     num_threads: int,
 ) -> tuple[float, float, float]: ...
+def search_ranges(
+    instruction_set: str,
+    x: Tensor,
+    size: int,
+    format: CodeFormat,
+    rule: ScaleRule,
+    factors: Sequence[float],
+    least: Tensor,
+    greatest: Tensor,
+    num_threads: int,
+) -> bool: ...
 def pack_rows(
     instruction_set: str, codes: Tensor, bits: int, lowest: int, packed: Tensor, num_threads: int
 ) -> bool: ...

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from halfbin.kernels import instruction_sets
-from halfbin.kernels._native import CodeFormat, Covers, ScaleRule, ScaleType, fit_and_round, round_with
+from halfbin.kernels._native import CodeFormat, Covers, ScaleRule, ScaleType, fit_and_round, round_with, search_ranges
 from halfbin.kernels.threads import in_threads
 
 # Elements of a piece: 2 MiB of float32. Every torch call costs about 5 us, so smaller pieces lose more to calls than they
@@ -197,6 +197,64 @@ def fit_and_round_rows(
         torch.get_num_threads(),
     )
     return (codes, scale, zero_point) if finite else None
+
+
+def fit_round_and_pack_rows(
+    x: Tensor, size: int, fit: Fit, encoder: Encoder, bits: int, lowest: int, *, instruction_set: str | None = None
+) -> tuple[Tensor, Tensor, Tensor | None] | None:
+    """`fit_and_round_rows` whose codes never leave the nearest cache: they come as dense bits, uint8 [num_rows, bytes].
+
+    Code i of a row, counted from `lowest`, lies in bits [i * bits, i * bits + bits) of its bytes, least significant first.
+    """
+    shape = (x.shape[0], num_tiles(x, size))
+    packed = torch.empty(x.shape[0], -(-x.shape[1] * bits // 8), dtype=torch.uint8)
+    scale = torch.empty(shape, dtype=fit.scale_dtype)
+    zero_point = torch.empty(shape, dtype=torch.int32) if fit.covers == Covers.RANGE else None
+    finite = fit_and_round(
+        instruction_set or instruction_sets.best(),
+        x.detach(),
+        size,
+        encoder.format,
+        fit.rule,
+        packed,
+        bits,
+        lowest % 256,
+        scale.view(torch.uint8),
+        zero_point,
+        torch.get_num_threads(),
+    )
+    return (packed, scale, zero_point) if finite else None
+
+
+def search_rows(
+    x: Tensor,
+    size: int,
+    fit: Fit,
+    encoder: Encoder,
+    factors: Sequence[float],
+    *,
+    instruction_set: str | None = None,
+) -> tuple[Tensor, Tensor] | None:
+    """The range of each tile with the least squared error among its whole range and shrunken ones, float32 [num_rows, tiles].
+
+    Both ends shrink together; where zero points are fitted, then the low end and then the high end on their own, each from the
+    best so far. The first of equals wins. None when an element is NaN or infinite, or nothing is compiled for this machine.
+    """
+    if instruction_set is None and not compiled():
+        return None
+    least, greatest = torch.empty(2, x.shape[0], num_tiles(x, size))
+    finite = search_ranges(
+        instruction_set or instruction_sets.best(),
+        x.detach(),
+        size,
+        encoder.format,
+        fit.rule,
+        list(factors),
+        least,
+        greatest,
+        torch.get_num_threads(),
+    )
+    return (least, greatest) if finite else None
 
 
 def round_rows_in_pieces(x: Tensor, scale: Tensor, zero_point: Tensor | None, size: int, encoder: Encoder) -> Tensor:

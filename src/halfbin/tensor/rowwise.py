@@ -16,6 +16,7 @@ from halfbin.kernels import rounding
 from halfbin.kernels._native import Covers
 from halfbin.kernels.errors import ErrorSums, error_sums
 from halfbin.numerics.formats import Format, IntegerFormat, TableFormat
+from halfbin.numerics.ranges import MeanSquaredError
 from halfbin.tensor.granularity import scale_shape
 from halfbin.tensor.scheme import Scheme
 
@@ -37,6 +38,13 @@ class Rowwise:
         codes, scale, zero_point = found
         shape = scale_shape(self.shape, self.scheme.granularity)
         return self._codes(codes), scale.view(shape), None if zero_point is None else zero_point.view(shape)
+
+    def search(self, estimator: MeanSquaredError) -> tuple[Tensor, Tensor] | None:
+        """The ranges that `estimator` chooses, float32, shaped as scales; None without a fast loop, or if not all is finite."""
+        fit, coding = fit_rule(self.scheme), encoder(self.scheme.format)
+        found = rounding.search_rows(self.rows, self.size, fit, coding, estimator.factors)
+        shape = scale_shape(self.shape, self.scheme.granularity)
+        return None if found is None else (found[0].view(shape), found[1].view(shape))
 
     def encode(self, scale: Tensor, zero_point: Tensor | None) -> Tensor:
         """Codes shaped as the tensor; scale and zero_point as `QTensor` holds them."""
