@@ -6,11 +6,13 @@
 
 #include "cpu/features.h"
 #include "matmul/bindings.h"
+#include "rounding/bindings.h"
 
 namespace nb = nanobind;
 
 NB_MODULE(_native, m) {
   m.doc() = "Compiled loops on plain arrays.";
+  BindRounding(m);
   m.def("cpu_features", &halfbin::CpuFeatures, "Names of the instruction sets that this machine can run.");
   halfbin::BindMatmul(m);
 }
