@@ -50,7 +50,8 @@ class Part:
             if not only_with_data or s.needs_data or places[0].parameter in rotated
         ]
         self.observing = Observing(state, self.parameters, self.sites)
-        self._stored = Stored(partial, self._places, state.shapes)
+        transposed = {s.site.tensor for s in sites if s.site.transposed}
+        self._stored = Stored(partial, self._places, state.shapes, transposed)
         self._changed = rotated & set(names)
         self._transforms = list(dict.fromkeys(t for s, _ in self.sites for t in s.transforms if t != "rotate"))
         self._rounded: list[tuple[SitePlan, Places, Rounded]] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,11 @@ class Stored:
     """Tells which parameters can be written back after a change, and reads them as they are stored."""
 
     def __init__(
-        self, partial: PartialModel, places: Mapping[str, Places], shapes: Mapping[str, tuple[int, ...]]
+        self,
+        partial: PartialModel,
+        places: Mapping[str, Places],
+        shapes: Mapping[str, tuple[int, ...]],
+        transposed: Collection[str],
     ) -> None:
         """Look nothing up yet.
 
@@ -23,8 +27,9 @@ class Stored:
           partial: the model.
           places: of the sites in question, by their names on disk.
           shapes: of all tensors on disk.
+          transposed: the sites that are stored [..., in_features, out_features].
         """
-        self._partial, self._places, self._shapes = partial, places, shapes
+        self._partial, self._places, self._shapes, self._transposed = partial, places, shapes, transposed
 
     def writable(self, parameter: str) -> bool:
         """Whether every tensor that a parameter is made of can be read off it again."""
@@ -38,8 +43,9 @@ class Stored:
         """A tensor as it is stored, with the values that are in memory now."""
         if self._as_it_is(name):
             return self._partial.get(self._partial.targets[name].parameter).detach()
-        (place,) = self._places[name]
-        return place.view(self._partial.get(place.parameter))
+        found = [place.view(self._partial.get(place.parameter)) for place in self._places[name]]
+        matrices = [matrix.T for matrix in found] if name in self._transposed else found
+        return matrices[0] if len(self._shapes[name]) == 2 else torch.stack(matrices)
 
     def _as_it_is(self, name: str) -> bool:
         target = self._partial.targets[name]
