@@ -3,7 +3,7 @@
 // The layout of 8-bit codes is the one that a tile of B wants: 64 bytes are four columns of 16 rows, and the next four columns of the
 // same rows follow 256 bytes later. Inputs lie as tiles of A: [tokens][run] bytes. Tile registers:
 //
-//   0 .. 3  totals, [two tiles of tokens] x [two of 16 rows], or four of 16 rows for one tile of tokens
+//   0 .. 3  totals, [two tiles of tokens] x [two of 16 rows]
 //   4, 5    inputs        6, 7  codes
 #include "matmul/avx512_codes.h"
 
@@ -26,10 +26,14 @@ inline void ClearTile() {
   __asm__ volatile("tilezero %%tmm%c0" : : "i"(N));
 }
 
-// N += A @ B for signed codes of inputs in A and unsigned ones of rows in B.
-template <int N, int A, int B>
+// N += A @ B for signed codes of inputs in A and codes of rows in B, signed or not.
+template <bool Signed, int N, int A, int B>
 inline void DotTile() {
-  __asm__ volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(N), "i"(A), "i"(B));
+  if constexpr (Signed) {
+    __asm__ volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(N), "i"(A), "i"(B));
+  } else {
+    __asm__ volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(N), "i"(A), "i"(B));
+  }
 }
 
 struct alignas(64) TileConfig {
@@ -39,8 +43,8 @@ struct alignas(64) TileConfig {
 };
 
 struct Dot {
-  static constexpr size_t kTilesAtOnce = 2;
-  static constexpr bool kNeverUnpacks = false, kAlwaysUnpacks = true;
+  static constexpr size_t kTilesAtOnce = 2, kPartRows = 32;
+  static constexpr bool kNeverUnpacks = false, kAlwaysUnpacks = true, kCentres = true;
   size_t tile, run, next_tile;  // next_tile: bytes from one tile of inputs to the next
 
   explicit Dot(const Inputs& x) : tile(x.tile), run(x.run), next_tile(x.groups * x.padded * x.tile) {
@@ -55,6 +59,7 @@ struct Dot {
   ~Dot() { __asm__ volatile("tilerelease"); }
 
   // 32 rows of the panel, two tiles of tokens.
+  template <bool Signed>
   void TwoByTwo(const uint8_t* codes, size_t columns, const int8_t* x, bool add, uint32_t* totals) const {
     uint32_t* second = totals + tile * kPanelRows;
     if (add) {
@@ -66,47 +71,57 @@ struct Dot {
     for (size_t c = 0; c < columns; c += run, codes += run * kPanelRows, x += run * tile) {
       LoadTile<6>(codes, 256);
       LoadTile<4>(x, run);
-      DotTile<0, 4, 6>();
+      DotTile<Signed, 0, 4, 6>();
       LoadTile<7>(codes + 64, 256);
-      DotTile<1, 4, 7>();
+      DotTile<Signed, 1, 4, 7>();
       LoadTile<5>(x + next_tile, run);
-      DotTile<2, 5, 6>();
-      DotTile<3, 5, 7>();
+      DotTile<Signed, 2, 5, 6>();
+      DotTile<Signed, 3, 5, 7>();
     }
     StoreTile<0>(totals, 256), StoreTile<1>(totals + 16, 256);
     StoreTile<2>(second, 256), StoreTile<3>(second + 16, 256);
   }
 
-  // All rows of the panel, one tile of tokens.
-  void OneByFour(const uint8_t* codes, size_t columns, const int8_t* x, bool add, uint32_t* totals) const {
+  // 32 rows of the panel, one tile of tokens.
+  template <bool Signed>
+  void OneByTwo(const uint8_t* codes, size_t columns, const int8_t* x, bool add, uint32_t* totals) const {
     if (add) {
       LoadTile<0>(totals, 256), LoadTile<1>(totals + 16, 256);
-      LoadTile<2>(totals + 32, 256), LoadTile<3>(totals + 48, 256);
     } else {
-      ClearTile<0>(), ClearTile<1>(), ClearTile<2>(), ClearTile<3>();
+      ClearTile<0>(), ClearTile<1>();
     }
     for (size_t c = 0; c < columns; c += run, codes += run * kPanelRows, x += run * tile) {
       LoadTile<4>(x, run);
       LoadTile<6>(codes, 256);
-      DotTile<0, 4, 6>();
+      DotTile<Signed, 0, 4, 6>();
       LoadTile<7>(codes + 64, 256);
-      DotTile<1, 4, 7>();
-      LoadTile<6>(codes + 128, 256);
-      DotTile<2, 4, 6>();
-      LoadTile<7>(codes + 192, 256);
-      DotTile<3, 4, 7>();
+      DotTile<Signed, 1, 4, 7>();
     }
     StoreTile<0>(totals, 256), StoreTile<1>(totals + 16, 256);
-    StoreTile<2>(totals + 32, 256), StoreTile<3>(totals + 48, 256);
   }
 
   void Bytes(const uint8_t* codes, size_t columns, const int8_t* x, size_t tiles, bool add, uint32_t* totals) const {
-    if (tiles == 1) return OneByFour(codes, columns, x, add, totals);
-    TwoByTwo(codes, columns, x, add, totals);
-    TwoByTwo(codes + 128, columns, x, add, totals + 32);
+    if (tiles == 1) return OneByTwo<false>(codes, columns, x, add, totals);
+    TwoByTwo<false>(codes, columns, x, add, totals);
+  }
+  void Centred(const uint8_t* codes, size_t columns, const int8_t* x, size_t tiles, bool add, uint32_t* totals) const {
+    if (tiles == 1) return OneByTwo<true>(codes, columns, x, add, totals);
+    TwoByTwo<true>(codes, columns, x, add, totals);
   }
   void Nibbles(const uint8_t*, size_t, const int8_t*, size_t, bool, uint32_t*) const {}
-  void Unpack(const uint8_t* codes, size_t columns, uint8_t* out) const { UnpackNibbles(codes, columns, out); }
+
+  // Less the zero points: what is left fits int8, and totals need no correction.
+  void Unpack(const uint8_t* codes, size_t columns, const uint8_t* block, const Weights& w, uint8_t* out) const {
+    __m512i zeros[4];
+    HALFBIN_UNROLL
+    for (size_t v = 0; v < 4; ++v) {
+      const __m128i* stored = reinterpret_cast<const __m128i*>(block + w.zeros_at) + v;
+      const __m512i rows = w.header.has_zeros ? _mm512_maskz_cvtepu8_epi32(0xffff, _mm_load_si128(stored))
+                                              : _mm512_set1_epi32(w.header.zero);
+      zeros[v] = _mm512_mullo_epi32(rows, _mm512_set1_epi32(0x01010101));
+    }
+    UnpackNibbles(codes, columns, zeros, out);
+  }
 };
 
 constexpr InstructionSet kSet{"amx_int8", 16, 64, &RoundTokens, &Multiply<Dot>};

@@ -28,29 +28,36 @@ template <size_t T, size_t V>
 void BytesPart(const uint8_t* codes, size_t columns, const int8_t* x, bool add, uint32_t* totals) {
   const __m256i even_bytes = _mm256_set1_epi16(0xff);
   __m256i acc[T][V];
+  HALFBIN_UNROLL
   for (size_t t = 0; t < T; ++t) {
+    HALFBIN_UNROLL
     for (size_t v = 0; v < V; ++v) {
       acc[t][v] = add ? _mm256_load_si256(Vector(totals + t * kPanelRows + v * kLanes)) : _mm256_setzero_si256();
     }
   }
   for (size_t c = 0; c < columns; c += 4, codes += 256, x += 4 * T) {
     __m256i even[T], odd[T];
+    HALFBIN_UNROLL
     for (size_t t = 0; t < T; ++t) {
       const __m256i s = Spread(x + 4 * t);
       even[t] = _mm256_srai_epi16(_mm256_slli_epi16(s, 8), 8);
       odd[t] = _mm256_srai_epi16(s, 8);
     }
+    HALFBIN_UNROLL
     for (size_t v = 0; v < V; ++v) {
       const __m256i u = _mm256_load_si256(reinterpret_cast<const __m256i*>(codes + v * 32));
       _mm_prefetch(reinterpret_cast<const char*>(codes + kAhead + v * 32), _MM_HINT_T0);
       const __m256i u_even = _mm256_and_si256(u, even_bytes), u_odd = _mm256_srli_epi16(u, 8);
+      HALFBIN_UNROLL
       for (size_t t = 0; t < T; ++t) {
         acc[t][v] = _mm256_add_epi32(acc[t][v], _mm256_madd_epi16(u_even, even[t]));
         acc[t][v] = _mm256_add_epi32(acc[t][v], _mm256_madd_epi16(u_odd, odd[t]));
       }
     }
   }
+  HALFBIN_UNROLL
   for (size_t t = 0; t < T; ++t) {
+    HALFBIN_UNROLL
     for (size_t v = 0; v < V; ++v) _mm256_store_si256(Vector(totals + t * kPanelRows + v * kLanes), acc[t][v]);
   }
 }
@@ -60,14 +67,18 @@ void NibblesPart(const uint8_t* codes, size_t columns, const int8_t* x, bool add
   const __m256i low = _mm256_set1_epi8(0xf), ones = _mm256_set1_epi16(1);
   for (size_t c = 0; c < columns; c += 32) {
     __m256i acc[T][V];
+    HALFBIN_UNROLL
     for (size_t t = 0; t < T; ++t) {
+      HALFBIN_UNROLL
       for (size_t v = 0; v < V; ++v) acc[t][v] = _mm256_setzero_si256();
     }
     for (size_t i = 0; i < 4; ++i, codes += 256, x += 8 * T) {
+      HALFBIN_UNROLL
       for (size_t v = 0; v < V; ++v) {
         const __m256i both = _mm256_load_si256(reinterpret_cast<const __m256i*>(codes + v * 32));
         _mm_prefetch(reinterpret_cast<const char*>(codes + kAhead + v * 32), _MM_HINT_T0);
         const __m256i u = _mm256_and_si256(both, low), next = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
+        HALFBIN_UNROLL
         for (size_t t = 0; t < T; ++t) {
           const __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(u, Spread(x + 4 * t)),
                                                  _mm256_maddubs_epi16(next, Spread(x + 4 * (T + t))));
@@ -75,7 +86,9 @@ void NibblesPart(const uint8_t* codes, size_t columns, const int8_t* x, bool add
         }
       }
     }
+    HALFBIN_UNROLL
     for (size_t t = 0; t < T; ++t) {
+      HALFBIN_UNROLL
       for (size_t v = 0; v < V; ++v) {
         __m256i* total = Vector(totals + t * kPanelRows + v * kLanes);
         const __m256i sum = _mm256_madd_epi16(acc[t][v], ones);
@@ -99,8 +112,8 @@ constexpr DotFunction kNibbles[] = {&WholePanel<&NibblesPart<1, 8>, 8>, &WholePa
                                     &WholePanel<&NibblesPart<3, 2>, 2>, &WholePanel<&NibblesPart<4, 2>, 2>};
 
 struct Dot {
-  static constexpr size_t kTilesAtOnce = 1;
-  static constexpr bool kNeverUnpacks = true, kAlwaysUnpacks = false;
+  static constexpr size_t kTilesAtOnce = 1, kPartRows = kPanelRows;
+  static constexpr bool kNeverUnpacks = true, kAlwaysUnpacks = false, kCentres = false;
   DotFunction bytes, nibbles;
   explicit Dot(const Inputs& x) : bytes(kBytes[x.tile - 1]), nibbles(kNibbles[x.tile - 1]) {}
 
@@ -110,7 +123,8 @@ struct Dot {
   void Nibbles(const uint8_t* codes, size_t columns, const int8_t* x, size_t, bool add, uint32_t* totals) const {
     nibbles(codes, columns, x, add, totals);
   }
-  void Unpack(const uint8_t*, size_t, uint8_t*) const {}
+  void Centred(const uint8_t*, size_t, const int8_t*, size_t, bool, uint32_t*) const {}
+  void Unpack(const uint8_t*, size_t, const uint8_t*, const Weights&, uint8_t*) const {}
 };
 
 constexpr InstructionSet kSet{"avx2", 4, 4, &RoundTokens, &Multiply<Dot>};

@@ -6,10 +6,16 @@
 namespace halfbin::matmul {
 namespace {
 
-// acc += four products per lane of unsigned u and the signed s in one 32-bit word that all lanes share. Inline, as gcc 12 spills
-// accumulators of the intrinsic's form: 0.43 against 0.74 TOPS on a Zen 5 core at 6 x 64.
-inline void DotInto(__m512i& acc, __m512i u, const int8_t* s) {
-  __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(u), "m"(*reinterpret_cast<const int32_t*>(s)));
+// acc += four products per lane of unsigned u and signed s. Inline, as gcc 12 spills accumulators of the intrinsic's form: 0.43
+// against 0.74 TOPS on a Zen 5 core at 6 x 64.
+inline void DotInto(__m512i& acc, __m512i u, __m512i s) { __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(u), "v"(s)); }
+
+// The four input codes that all rows share, in every lane. Once for four vectors of rows: as an operand in memory of each product
+// they were what the load ports waited for.
+inline __m512i Spread(const int8_t* s) {
+  int32_t four;
+  std::memcpy(&four, s, 4);
+  return _mm512_set1_epi32(four);
 }
 
 constexpr size_t kVectors = 4;  // of 16 rows in a panel
@@ -17,7 +23,9 @@ constexpr size_t kAhead = 1024;  // bytes of codes that are asked for before the
 
 template <size_t T>
 inline void Begin(bool add, const uint32_t* totals, __m512i (&acc)[T][kVectors]) {
+  HALFBIN_UNROLL
   for (size_t t = 0; t < T; ++t) {
+    HALFBIN_UNROLL
     for (size_t v = 0; v < kVectors; ++v) {
       acc[t][v] = add ? _mm512_load_si512(totals + t * kPanelRows + v * 16) : _mm512_setzero_si512();
     }
@@ -26,7 +34,9 @@ inline void Begin(bool add, const uint32_t* totals, __m512i (&acc)[T][kVectors])
 
 template <size_t T>
 inline void End(const __m512i (&acc)[T][kVectors], uint32_t* totals) {
+  HALFBIN_UNROLL
   for (size_t t = 0; t < T; ++t) {
+    HALFBIN_UNROLL
     for (size_t v = 0; v < kVectors; ++v) _mm512_store_si512(totals + t * kPanelRows + v * 16, acc[t][v]);
   }
 }
@@ -37,12 +47,16 @@ void DotBytes(const uint8_t* codes, size_t columns, const int8_t* x, bool add, u
   Begin<T>(add, totals, acc);
   for (size_t c = 0; c < columns; c += 4, codes += 256, x += 4 * T) {
     __m512i u[kVectors];
+    HALFBIN_UNROLL
     for (size_t v = 0; v < kVectors; ++v) {
       u[v] = _mm512_load_si512(codes + v * 64);
       _mm_prefetch(reinterpret_cast<const char*>(codes + kAhead + v * 64), _MM_HINT_T0);
     }
+    HALFBIN_UNROLL
     for (size_t t = 0; t < T; ++t) {
-      for (size_t v = 0; v < kVectors; ++v) DotInto(acc[t][v], u[v], x + 4 * t);
+      const __m512i s = Spread(x + 4 * t);
+      HALFBIN_UNROLL
+      for (size_t v = 0; v < kVectors; ++v) DotInto(acc[t][v], u[v], s);
     }
   }
   End<T>(acc, totals);
@@ -54,13 +68,25 @@ void DotNibbles(const uint8_t* codes, size_t columns, const int8_t* x, bool add,
   __m512i acc[T][kVectors];
   Begin<T>(add, totals, acc);
   for (size_t c = 0; c < columns; c += 8, codes += 256, x += 8 * T) {
+    __m512i u[kVectors], next[kVectors];
+    HALFBIN_UNROLL
     for (size_t v = 0; v < kVectors; ++v) {
       const __m512i both = _mm512_load_si512(codes + v * 64);
       _mm_prefetch(reinterpret_cast<const char*>(codes + kAhead + v * 64), _MM_HINT_T0);
-      const __m512i u = _mm512_and_si512(both, low);
-      for (size_t t = 0; t < T; ++t) DotInto(acc[t][v], u, x + 4 * t);
-      const __m512i next = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
-      for (size_t t = 0; t < T; ++t) DotInto(acc[t][v], next, x + 4 * (T + t));
+      u[v] = _mm512_and_si512(both, low);
+      next[v] = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
+    }
+    HALFBIN_UNROLL
+    for (size_t t = 0; t < T; ++t) {
+      const __m512i s = Spread(x + 4 * t);
+      HALFBIN_UNROLL
+      for (size_t v = 0; v < kVectors; ++v) DotInto(acc[t][v], u[v], s);
+    }
+    HALFBIN_UNROLL
+    for (size_t t = 0; t < T; ++t) {
+      const __m512i s = Spread(x + 4 * (T + t));
+      HALFBIN_UNROLL
+      for (size_t v = 0; v < kVectors; ++v) DotInto(acc[t][v], next[v], s);
     }
   }
   End<T>(acc, totals);
@@ -72,8 +98,8 @@ constexpr DotFunction kNibbles[] = {&DotNibbles<1>, &DotNibbles<2>, &DotNibbles<
                                     &DotNibbles<4>, &DotNibbles<5>, &DotNibbles<6>};
 
 struct Dot {
-  static constexpr size_t kTilesAtOnce = 1;
-  static constexpr bool kNeverUnpacks = false, kAlwaysUnpacks = false;
+  static constexpr size_t kTilesAtOnce = 1, kPartRows = kPanelRows;
+  static constexpr bool kNeverUnpacks = false, kAlwaysUnpacks = false, kCentres = false;
   DotFunction bytes, nibbles;
   explicit Dot(const Inputs& x) : bytes(kBytes[x.tile - 1]), nibbles(kNibbles[x.tile - 1]) {}
 
@@ -83,7 +109,11 @@ struct Dot {
   void Nibbles(const uint8_t* codes, size_t columns, const int8_t* x, size_t, bool add, uint32_t* totals) const {
     nibbles(codes, columns, x, add, totals);
   }
-  void Unpack(const uint8_t* codes, size_t columns, uint8_t* out) const { UnpackNibbles(codes, columns, out); }
+  void Centred(const uint8_t*, size_t, const int8_t*, size_t, bool, uint32_t*) const {}
+  void Unpack(const uint8_t* codes, size_t columns, const uint8_t*, const Weights&, uint8_t* out) const {
+    const __m512i zeros[kVectors] = {};
+    UnpackNibbles(codes, columns, zeros, out);
+  }
 };
 
 constexpr InstructionSet kSet{"avx512_vnni", 6, 4, &RoundTokens, &Multiply<Dot>};

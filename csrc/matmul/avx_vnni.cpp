@@ -20,7 +20,9 @@ inline __m256i* Vector(uint32_t* totals) { return reinterpret_cast<__m256i*>(tot
 
 template <size_t T, size_t V>
 inline void Begin(bool add, uint32_t* totals, __m256i (&acc)[T][V]) {
+  HALFBIN_UNROLL
   for (size_t t = 0; t < T; ++t) {
+    HALFBIN_UNROLL
     for (size_t v = 0; v < V; ++v) {
       acc[t][v] = add ? _mm256_load_si256(Vector(totals + t * kPanelRows + v * kLanes)) : _mm256_setzero_si256();
     }
@@ -29,7 +31,9 @@ inline void Begin(bool add, uint32_t* totals, __m256i (&acc)[T][V]) {
 
 template <size_t T, size_t V>
 inline void End(const __m256i (&acc)[T][V], uint32_t* totals) {
+  HALFBIN_UNROLL
   for (size_t t = 0; t < T; ++t) {
+    HALFBIN_UNROLL
     for (size_t v = 0; v < V; ++v) _mm256_store_si256(Vector(totals + t * kPanelRows + v * kLanes), acc[t][v]);
   }
 }
@@ -39,9 +43,11 @@ void BytesPart(const uint8_t* codes, size_t columns, const int8_t* x, bool add, 
   __m256i acc[T][V];
   Begin<T, V>(add, totals, acc);
   for (size_t c = 0; c < columns; c += 4, codes += 256, x += 4 * T) {
+    HALFBIN_UNROLL
     for (size_t v = 0; v < V; ++v) {
       const __m256i u = _mm256_load_si256(reinterpret_cast<const __m256i*>(codes + v * 32));
       _mm_prefetch(reinterpret_cast<const char*>(codes + kAhead + v * 32), _MM_HINT_T0);
+      HALFBIN_UNROLL
       for (size_t t = 0; t < T; ++t) acc[t][v] = _mm256_dpbusd_avx_epi32(acc[t][v], u, Spread(x + 4 * t));
     }
   }
@@ -54,10 +60,12 @@ void NibblesPart(const uint8_t* codes, size_t columns, const int8_t* x, bool add
   __m256i acc[T][V];
   Begin<T, V>(add, totals, acc);
   for (size_t c = 0; c < columns; c += 8, codes += 256, x += 8 * T) {
+    HALFBIN_UNROLL
     for (size_t v = 0; v < V; ++v) {
       const __m256i both = _mm256_load_si256(reinterpret_cast<const __m256i*>(codes + v * 32));
       _mm_prefetch(reinterpret_cast<const char*>(codes + kAhead + v * 32), _MM_HINT_T0);
       const __m256i u = _mm256_and_si256(both, low), next = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
+      HALFBIN_UNROLL
       for (size_t t = 0; t < T; ++t) {
         acc[t][v] = _mm256_dpbusd_avx_epi32(acc[t][v], u, Spread(x + 4 * t));
         acc[t][v] = _mm256_dpbusd_avx_epi32(acc[t][v], next, Spread(x + 4 * (T + t)));
@@ -81,8 +89,8 @@ constexpr DotFunction kNibbles[] = {&WholePanel<&NibblesPart<1, 8>, 8>, &WholePa
                                     &WholePanel<&NibblesPart<3, 2>, 2>, &WholePanel<&NibblesPart<4, 2>, 2>};
 
 struct Dot {
-  static constexpr size_t kTilesAtOnce = 1;
-  static constexpr bool kNeverUnpacks = true, kAlwaysUnpacks = false;
+  static constexpr size_t kTilesAtOnce = 1, kPartRows = kPanelRows;
+  static constexpr bool kNeverUnpacks = true, kAlwaysUnpacks = false, kCentres = false;
   DotFunction bytes, nibbles;
   explicit Dot(const Inputs& x) : bytes(kBytes[x.tile - 1]), nibbles(kNibbles[x.tile - 1]) {}
 
@@ -92,7 +100,8 @@ struct Dot {
   void Nibbles(const uint8_t* codes, size_t columns, const int8_t* x, size_t, bool add, uint32_t* totals) const {
     nibbles(codes, columns, x, add, totals);
   }
-  void Unpack(const uint8_t*, size_t, uint8_t*) const {}
+  void Centred(const uint8_t*, size_t, const int8_t*, size_t, bool, uint32_t*) const {}
+  void Unpack(const uint8_t*, size_t, const uint8_t*, const Weights&, uint8_t*) const {}
 };
 
 constexpr InstructionSet kSet{"avx_vnni", 4, 4, &RoundTokens, &Multiply<Dot>};

@@ -5,8 +5,8 @@ namespace halfbin::matmul {
 namespace {
 
 struct Dot {
-  static constexpr size_t kTilesAtOnce = 1;
-  static constexpr bool kNeverUnpacks = true, kAlwaysUnpacks = false;
+  static constexpr size_t kTilesAtOnce = 1, kPartRows = kPanelRows;
+  static constexpr bool kNeverUnpacks = true, kAlwaysUnpacks = false, kCentres = false;
   size_t tile;
   explicit Dot(const Inputs& x) : tile(x.tile) {}
 
@@ -38,7 +38,8 @@ struct Dot {
     }
   }
 
-  void Unpack(const uint8_t*, size_t, uint8_t*) const {}
+  void Centred(const uint8_t*, size_t, const int8_t*, size_t, bool, uint32_t*) const {}
+  void Unpack(const uint8_t*, size_t, const uint8_t*, const Weights&, uint8_t*) const {}
 };
 
 constexpr InstructionSet kSet{"portable", 8, 4, &RoundTokens, &Multiply<Dot>};

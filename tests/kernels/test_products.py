@@ -108,7 +108,8 @@ def plain(x: Tensor, w: Weight, bias: Tensor | None, grid: InputGrid) -> Tensor:
         total = (s[:, part] - zeros[:, g : g + 1]) @ codes.T
         assert total.numel() == 0 or int(total.abs().max()) < 2**31
         scaled = total.float() * w.scale[:, g].float()
-        y = y + (scaled * scales[:, g : g + 1] if grid.by_group else scaled)
+        # A product of two float32 is exact in float64, where the sum is rounded to 53 bits before it is to 24: as good as once.
+        y = (scaled.double() * (scales[:, g : g + 1].double() if grid.by_group else 1) + y).float()
     if not grid.by_group:
         y = y * scales[:, :1]
     y = y if bias is None else y + bias.float()
