@@ -118,7 +118,7 @@ inline Step StepOf(const InputGrid& grid, const Range& range) {
   if (scale < std::numeric_limits<float>::min()) scale = std::numeric_limits<float>::min();
   if (grid.symmetric) return {scale, 0};
   const float zero = qmin - range.least / scale;
-  const float clipped = zero < qmin ? qmin : zero > qmax ? qmax : zero;
+  const float clipped = !(zero > qmin) ? qmin : zero > qmax ? qmax : zero;  // NaN, of a range that is not finite, too
   return {scale, static_cast<int32_t>(BitsOf(clipped + 0x1.8p23f) - BitsOf(0x1.8p23f))};
 }
 
