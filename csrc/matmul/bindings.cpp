@@ -6,6 +6,7 @@
 
 #include <optional>
 
+#include "cpu/read.h"
 #include "matmul/linear.h"
 
 namespace nb = nanobind;
@@ -61,6 +62,9 @@ int64_t Multiply(uintptr_t packed, uintptr_t x, bool x_is_bfloat16, size_t m, bo
 }  // namespace
 
 void BindMatmul(nb::module_& m) {
+  m.def("streaming_read", [](uintptr_t memory, size_t bytes, size_t num_threads) {
+    return StreamingRead(At<const uint8_t>(memory), bytes, num_threads);
+  }, nb::call_guard<nb::gil_scoped_release>(), "The sum of the 64-bit words of some memory: what reading it costs.");
   m.def("matmul_sets", &InstructionSets, "Instruction sets that products run on here, the preferred one first.");
   m.def("matmul_packed_bytes", &PackedBytes, "Bytes of a packed weight.");
   m.def("matmul_pack", &PackInto, nb::call_guard<nb::gil_scoped_release>(), "Fill the memory of a packed weight.");

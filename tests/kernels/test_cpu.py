@@ -6,8 +6,9 @@ import platform
 from pathlib import Path
 
 import pytest
+import torch
 
-from halfbin.kernels.cpu import features
+from halfbin.kernels.cpu import features, streaming_read
 
 CPUINFO = Path("/proc/cpuinfo")
 FLAGS = {  # ours: what Linux calls the least of it
@@ -27,3 +28,16 @@ FLAGS = {  # ours: what Linux calls the least of it
 def test_a_feature_is_there_exactly_when_the_system_lists_it(name: str) -> None:
     line = next(line for line in CPUINFO.read_text().splitlines() if line.startswith("flags"))
     assert (name in features()) == (FLAGS[name] <= set(line.split()))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_streaming_read_sees_every_word_once(threads: int) -> None:
+    words = torch.arange(8 * 101, dtype=torch.int64)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        assert streaming_read(words) == int(words.sum())
+    finally:
+        torch.set_num_threads(before)
+    with pytest.raises(ValueError, match="8 bytes are no multiple of 64"):
+        streaming_read(words[:1])

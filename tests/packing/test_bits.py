@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from halfbin.errors import SchemeError
+from halfbin.kernels.instruction_sets import usable
 from halfbin.packing import bits as bits_module
 from halfbin.packing import folding, pack, pack_words, packed_size, plain, unpack, unpack_words
 
@@ -29,16 +29,21 @@ def stream_by_integers(codes: Tensor, bits: int, size: int) -> Tensor:
     return torch.tensor([list(row) for row in rows], dtype=torch.uint8).reshape(len(rows), size)
 
 
-@pytest.fixture(params=[folding, plain], ids=["folding", "plain"])
-def mover(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """Each implementation in turn, under the same checks and tiles."""
-    implementation: ModuleType = request.param
-    monkeypatch.setattr(bits_module, "_mover", implementation)
-    return implementation
+def stream_by_numpy(codes: Tensor, bits: int) -> Tensor:
+    """The definition, bit by bit."""
+    each = np.unpackbits(codes.numpy()[..., None], axis=-1, bitorder="little")[..., :bits]
+    return torch.from_numpy(np.packbits(each.reshape(len(codes), -1), axis=-1, bitorder="little"))
+
+
+@pytest.fixture(params=["folding", "plain", *usable()], autouse=True)
+def mover(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test runs with every way to move bits."""
+    by_torch = {"folding": folding, "plain": plain}
+    monkeypatch.setattr(bits_module, "_mover", by_torch.get(request.param, folding))
+    monkeypatch.setattr(bits_module, "_instruction_set", None if request.param in by_torch else request.param)
 
 
 @WIDTHS
-@pytest.mark.usefixtures("mover")
 def test_every_code_at_every_position_of_every_tail_lies_where_the_definition_says(bits: int) -> None:
     for num_codes in TAILS:
         codes = every_code_everywhere(bits, num_codes)
@@ -48,7 +53,6 @@ def test_every_code_at_every_position_of_every_tail_lies_where_the_definition_sa
 
 
 @WIDTHS
-@pytest.mark.usefixtures("mover")
 def test_words_are_the_same_stream_filled_up_with_zeros(bits: int) -> None:
     for num_codes in TAILS:
         codes = every_code_everywhere(bits, num_codes)
@@ -73,7 +77,6 @@ def test_words_equal_those_of_compressed_tensors(bits: int, num_codes: int) -> N
 
 
 @WIDTHS
-@pytest.mark.usefixtures("mover")
 def test_every_byte_unpacks_and_packs_to_itself(bits: int) -> None:
     packed = torch.arange(256, dtype=torch.uint8)[:, None].expand(256, bits)  # 8 codes a row, so nothing is filled up
     assert torch.equal(pack(unpack(packed, bits, 8), bits), packed)
@@ -101,6 +104,18 @@ def test_unpacking_undoes_packing(data: st.DataObject) -> None:
     assert packed.shape == (*shape[:-1], packed_size(shape[-1], bits))
     assert torch.equal(unpack(packed, bits, shape[-1]), codes)
     assert torch.equal(unpack_words(pack_words(codes, bits), bits, shape[-1]), codes)
+
+
+@pytest.mark.parametrize("num_codes", [127, 128, 129, 191, 200, 513, 65535, 65536, 65545], ids=lambda n: f"{n} codes")
+@WIDTHS
+def test_long_rows_lie_where_the_definition_says(bits: int, num_codes: int) -> None:
+    rows = 3 if num_codes < 1000 else 1
+    codes = torch.randint(0, 1 << bits, (rows, num_codes), generator=torch.Generator().manual_seed(bits)).to(
+        torch.uint8
+    )
+    packed = pack(codes, bits)
+    assert torch.equal(packed, stream_by_numpy(codes, bits))
+    assert torch.equal(unpack(packed, bits, num_codes), codes)
 
 
 @WIDTHS

@@ -19,7 +19,7 @@ from models.zoo import directory_of
 
 @pytest.fixture(autouse=True)
 def short_probe(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "read_rate", lambda threads: streaming.read_rate(threads, num_words=2**16, rounds=1))
+    monkeypatch.setattr(room, "read_rate", lambda: streaming.read_rate(num_bytes=2**16, rounds=1))
 
 
 @pytest.fixture(scope="module")

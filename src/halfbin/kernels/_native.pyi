@@ -1,7 +1,10 @@
-import torch
+from collections.abc import Sequence
+from enum import Enum
+
+from torch import Tensor
 
 def cpu_features() -> list[str]: ...
-def read_once(words: torch.Tensor, num_threads: int) -> int: ...
+def streaming_read(memory: int, num_bytes: int, num_threads: int, /) -> int: ...
 
 # Matrix products; addresses are integers.
 def matmul_sets() -> list[str]: ...
@@ -41,3 +44,102 @@ def matmul(
     num_threads: int,
     /,
 ) -> int: ...
+
+class Covers(Enum):
+    BOTH_ALIKE = 0
+    POSITIVE = 1
+    RANGE = 2
+
+class ScaleType(Enum):
+    FLOAT32 = 0
+    FLOAT16 = 1
+    BFLOAT16 = 2
+    E8M0 = 3
+
+class CodeFormat:
+    @staticmethod
+    def integers(qmin: int, qmax: int) -> CodeFormat: ...
+    @staticmethod
+    def floats(
+        exponent_bits: int, mantissa_bits: int, bias: int, largest: float, values: Sequence[float]
+    ) -> CodeFormat: ...
+    @staticmethod
+    def table(boundaries: Sequence[float], values: Sequence[float]) -> CodeFormat: ...
+
+class ScaleRule:
+    def __init__(self, covers: Covers, divisor: float, stored: ScaleType) -> None: ...
+
+def fit_and_round(
+    instruction_set: str,
+    x: Tensor,
+    size: int,
+    format: CodeFormat,
+    rule: ScaleRule,
+    codes: Tensor,
+    bits: int,
+    lowest: int,
+    scale: Tensor,
+    zero: Tensor | None,
+    num_threads: int,
+) -> bool: ...
+def round_with(
+    instruction_set: str,
+    x: Tensor,
+    size: int,
+    format: CodeFormat,
+    scale: Tensor,
+    zero: Tensor | None,
+    codes: Tensor,
+    num_threads: int,
+) -> None: ...
+def compare(
+    instruction_set: str,
+    x: Tensor,
+    size: int,
+    format: CodeFormat,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    num_threads: int,
+) -> tuple[float, float, float]: ...
+def search_ranges(
+    instruction_set: str,
+    x: Tensor,
+    size: int,
+    format: CodeFormat,
+    rule: ScaleRule,
+    factors: Sequence[float],
+    least: Tensor,
+    greatest: Tensor,
+    num_threads: int,
+) -> bool: ...
+def pack_rows(
+    instruction_set: str, codes: Tensor, bits: int, lowest: int, packed: Tensor, num_threads: int
+) -> bool: ...
+def unpack_rows(
+    instruction_set: str, packed: Tensor, bits: int, lowest: int, codes: Tensor, num_threads: int
+) -> None: ...
+def round_columns(
+    instruction_set: str,
+    columns: Tensor,
+    num_rounded: int,
+    upper: Tensor,
+    format: CodeFormat,
+    scale: Tensor,
+    zero: Tensor | None,
+    tiles: Tensor,
+    codes: Tensor,
+) -> None: ...
+def solve_hqq(
+    instruction_set: str,
+    tiles: Tensor,
+    format: CodeFormat,
+    stored: ScaleType,
+    scale: Tensor,
+    zero: Tensor | None,
+    iterations: int,
+    p: float,
+    beta: float,
+    growth: float,
+    num_threads: int,
+) -> None: ...

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 
+import torch
+
 from halfbin.kernels import _native
 
 
@@ -15,3 +17,14 @@ def features() -> frozenset[str]:
     amx_bf16; on Arm of neon, neon_dotprod, neon_i8mm. Empty elsewhere: the portable form runs everywhere.
     """
     return frozenset(_native.cpu_features())
+
+
+def streaming_read(memory: torch.Tensor) -> int:
+    """Read a contiguous tensor of a multiple of 64 bytes in order, on torch's number of threads; the sum of its 64-bit words.
+
+    The time it takes is the limit for anything that reads as much: a product of few tokens with as many bytes of weights.
+    """
+    num_bytes = memory.numel() * memory.element_size()
+    if num_bytes % 64 or not memory.is_contiguous():
+        raise ValueError(f"{num_bytes} bytes are no multiple of 64, or not contiguous")
+    return _native.streaming_read(memory.data_ptr(), num_bytes, torch.get_num_threads())

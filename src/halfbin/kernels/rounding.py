@@ -1,9 +1,10 @@
-"""Round to nearest in pieces that stay in the cache, where the elements that share a scale are runs of a row.
+"""Round to nearest, where the elements that share a scale are runs of a row: compiled, or in pieces that stay in the cache.
 
 The plain code in `numerics` makes a pass over main memory for every step: is it finite, least, greatest, divide, round,
-clip, convert. Here a piece of some rows is taken through all steps before the next one is touched, in one buffer, so
-that the weights are read once and the codes written once. The arithmetic of an element is the same operation for
-operation, hence the same bits, whatever the piece and the number of threads.
+clip, convert. The compiled loops (`csrc/rounding/`) take some groups through all steps in the nearest cache. In pieces, for
+machines they were not written for, torch takes some rows through all steps before the next ones are touched, in one buffer. So
+the weights are read once and the codes written once. The arithmetic of an element is the same operation for operation, hence
+the same bits, whatever the piece, the instruction set and the number of threads.
 
     x           [num_rows, n]       bfloat16, float16 or float32, contiguous rows
     scale       [num_rows, tiles]   tiles = ceil(n / size): the last tile of a row may be shorter
@@ -15,12 +16,15 @@ Large tensors are worked on by `torch.get_num_threads()` threads; see `threads.p
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from halfbin.kernels import instruction_sets
+from halfbin.kernels._native import CodeFormat, Covers, ScaleRule, ScaleType, fit_and_round, round_with, search_ranges
 from halfbin.kernels.threads import in_threads
 
 # Elements of a piece: 2 MiB of float32. Every torch call costs about 5 us, so smaller pieces lose more to calls than they
@@ -39,8 +43,38 @@ def refuses(x: Tensor) -> str | None:
     return None if x.numel() else f"the tensor has no elements: {list(x.shape)}"
 
 
-Fit = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
-"""From the least and the greatest element of tiles, float32 of any shape, to their scales and zero points."""
+def compiled() -> bool:
+    """Whether the compiled loops run here: they read and write numbers as little-endian machines hold them."""
+    return sys.byteorder == "little"
+
+
+SCALE_TYPES = {
+    torch.float32: ScaleType.FLOAT32,
+    torch.float16: ScaleType.FLOAT16,
+    torch.bfloat16: ScaleType.BFLOAT16,
+    torch.float8_e8m0fnu: ScaleType.E8M0,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How scales and zero points follow from the range of a tile.
+
+    params:      from the least and the greatest element of tiles, float32 of any shape, to their scales and zero points.
+    covers:      what a scale covers, and
+    divisor:     the steps that it is divided into: the same rule, for the compiled loops.
+    scale_dtype: what scales are stored as.
+    """
+
+    params: Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
+    covers: Covers
+    divisor: float
+    scale_dtype: torch.dtype
+
+    @property
+    def rule(self) -> ScaleRule:
+        """As the compiled loops take it."""
+        return ScaleRule(self.covers, self.divisor, SCALE_TYPES[self.scale_dtype])
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +84,8 @@ class Encoder:
     dtype: torch.dtype
     encode: Callable[[Tensor, Tensor | None], Tensor]
     """Steps, float32 [rows, tiles, size], changed at will, and zero points [rows, tiles, 1]; to codes, perhaps as floats."""
+    format: CodeFormat
+    """The same for the compiled loops."""
 
 
 def to_integers(qmin: int, qmax: int, dtype: torch.dtype) -> Encoder:
@@ -61,19 +97,32 @@ def to_integers(qmin: int, qmax: int, dtype: torch.dtype) -> Encoder:
             steps.add_(zeros)
         return steps.clamp_(qmin, qmax)
 
-    return Encoder(dtype, encode)
+    return Encoder(dtype, encode, CodeFormat.integers(qmin, qmax))
 
 
-def to_fp8_e4m3() -> Encoder:
-    """Values in OFP8 e4m3, half to even, beyond 448 clipped to it.
+def to_floats(
+    encode: Callable[[Tensor], Tensor],
+    *,
+    exponent_bits: int,
+    mantissa_bits: int,
+    bias: int,
+    largest: float,
+    values: Sequence[float],
+) -> Encoder:
+    """Bit patterns of small floats, half to even, clipped to the largest one, as uint8.
 
-    torch's own cast does the rounding; it makes NaN of what lies far outside, hence the clipping before.
+    Args:
+      encode: float32 of any shape to bit patterns.
+      exponent_bits, mantissa_bits, bias: of the format, which has subnormals, and a sign above both fields.
+      largest: its largest finite value.
+      values: the value of each bit pattern.
     """
-    return Encoder(torch.float8_e4m3fn, lambda steps, zeros: steps.clamp_(-448.0, 448.0))
+    fmt = CodeFormat.floats(exponent_bits, mantissa_bits, bias, largest, list(values))
+    return Encoder(torch.uint8, lambda steps, zeros: encode(steps), fmt)
 
 
-def to_table(boundaries: Tensor) -> Encoder:
-    """How many `boundaries`, float32 and rising, lie below the steps: the index of the nearest value in a table, as uint8."""
+def to_table(boundaries: Tensor, values: Sequence[float]) -> Encoder:
+    """How many `boundaries`, float32 and rising, lie below the steps: the index of the nearest of `values`, as uint8."""
     edges = boundaries.tolist()
 
     def encode(steps: Tensor, zeros: Tensor | None) -> Tensor:
@@ -84,11 +133,132 @@ def to_table(boundaries: Tensor) -> Encoder:
             codes.add_(torch.gt(steps, edge, out=above).view(torch.uint8))
         return codes
 
-    return Encoder(torch.uint8, encode)
+    return Encoder(torch.uint8, encode, CodeFormat.table(edges, list(values)))
 
 
-def round_rows(x: Tensor, scale: Tensor, zero_point: Tensor | None, size: int, encoder: Encoder) -> Tensor:
-    """Codes of finite `x` under given scales > 0 of any float type."""
+def num_tiles(x: Tensor, size: int) -> int:
+    """Of each row."""
+    return int(-(-x.shape[1] // size))
+
+
+def round_rows(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    size: int,
+    encoder: Encoder,
+    *,
+    instruction_set: str | None = None,
+) -> Tensor:
+    """Codes of finite `x` under given scales > 0 of any float type.
+
+    `instruction_set` names a compiled form; by default the best one, or pieces where there is none.
+    """
+    if instruction_set is None and not compiled():
+        return round_rows_in_pieces(x, scale, zero_point, size, encoder)
+    codes = torch.empty(x.shape, dtype=encoder.dtype)
+    round_with(
+        instruction_set or instruction_sets.best(),
+        x.detach(),
+        size,
+        encoder.format,
+        scale.detach().to(torch.float32).contiguous(),
+        None if zero_point is None else zero_point.to(torch.int32).contiguous(),
+        codes.view(torch.uint8),
+        torch.get_num_threads(),
+    )
+    return codes
+
+
+def fit_and_round_rows(
+    x: Tensor, size: int, fit: Fit, encoder: Encoder, *, instruction_set: str | None = None
+) -> tuple[Tensor, Tensor, Tensor | None] | None:
+    """Codes, scales of the type they are stored as, and zero points, int32, that `fit` gives for the range of every tile.
+
+    None when an element is NaN or infinite. `instruction_set` as above.
+    """
+    if instruction_set is None and not compiled():
+        return fit_and_round_rows_in_pieces(x, size, fit, encoder)
+    shape = (x.shape[0], num_tiles(x, size))
+    codes = torch.empty(x.shape, dtype=encoder.dtype)
+    scale = torch.empty(shape, dtype=fit.scale_dtype)
+    zero_point = torch.empty(shape, dtype=torch.int32) if fit.covers == Covers.RANGE else None
+    finite = fit_and_round(
+        instruction_set or instruction_sets.best(),
+        x.detach(),
+        size,
+        encoder.format,
+        fit.rule,
+        codes.view(torch.uint8),
+        0,
+        0,
+        scale.view(torch.uint8),
+        zero_point,
+        torch.get_num_threads(),
+    )
+    return (codes, scale, zero_point) if finite else None
+
+
+def fit_round_and_pack_rows(
+    x: Tensor, size: int, fit: Fit, encoder: Encoder, bits: int, lowest: int, *, instruction_set: str | None = None
+) -> tuple[Tensor, Tensor, Tensor | None] | None:
+    """`fit_and_round_rows` whose codes never leave the nearest cache: they come as dense bits, uint8 [num_rows, bytes].
+
+    Code i of a row, counted from `lowest`, lies in bits [i * bits, i * bits + bits) of its bytes, least significant first.
+    """
+    shape = (x.shape[0], num_tiles(x, size))
+    packed = torch.empty(x.shape[0], -(-x.shape[1] * bits // 8), dtype=torch.uint8)
+    scale = torch.empty(shape, dtype=fit.scale_dtype)
+    zero_point = torch.empty(shape, dtype=torch.int32) if fit.covers == Covers.RANGE else None
+    finite = fit_and_round(
+        instruction_set or instruction_sets.best(),
+        x.detach(),
+        size,
+        encoder.format,
+        fit.rule,
+        packed,
+        bits,
+        lowest % 256,
+        scale.view(torch.uint8),
+        zero_point,
+        torch.get_num_threads(),
+    )
+    return (packed, scale, zero_point) if finite else None
+
+
+def search_rows(
+    x: Tensor,
+    size: int,
+    fit: Fit,
+    encoder: Encoder,
+    factors: Sequence[float],
+    *,
+    instruction_set: str | None = None,
+) -> tuple[Tensor, Tensor] | None:
+    """The range of each tile with the least squared error among its whole range and shrunken ones, float32 [num_rows, tiles].
+
+    Both ends shrink together; where zero points are fitted, then the low end and then the high end on their own, each from the
+    best so far. The first of equals wins. None when an element is NaN or infinite, or nothing is compiled for this machine.
+    """
+    if instruction_set is None and not compiled():
+        return None
+    least, greatest = torch.empty(2, x.shape[0], num_tiles(x, size))
+    finite = search_ranges(
+        instruction_set or instruction_sets.best(),
+        x.detach(),
+        size,
+        encoder.format,
+        fit.rule,
+        list(factors),
+        least,
+        greatest,
+        torch.get_num_threads(),
+    )
+    return (least, greatest) if finite else None
+
+
+def round_rows_in_pieces(x: Tensor, scale: Tensor, zero_point: Tensor | None, size: int, encoder: Encoder) -> Tensor:
+    """`round_rows` by torch."""
     scale = scale.detach().to(torch.float32)
     codes = torch.empty(x.shape, dtype=encoder.dtype)
 
@@ -100,16 +270,13 @@ def round_rows(x: Tensor, scale: Tensor, zero_point: Tensor | None, size: int, e
     return codes
 
 
-def fit_and_round_rows(
-    x: Tensor, size: int, fit: Fit, scale_dtype: torch.dtype, encoder: Encoder
+def fit_and_round_rows_in_pieces(
+    x: Tensor, size: int, fit: Fit, encoder: Encoder
 ) -> tuple[Tensor, Tensor, Tensor | None] | None:
-    """Codes, scales of `scale_dtype` and zero points, int32, that `fit` gives for the range of every tile.
-
-    None when an element is NaN or infinite.
-    """
-    shape = (x.shape[0], -(-x.shape[1] // size))
+    """`fit_and_round_rows` by torch."""
+    shape = (x.shape[0], num_tiles(x, size))
     codes = torch.empty(x.shape, dtype=encoder.dtype)
-    scale = torch.empty(shape, dtype=scale_dtype)
+    scale = torch.empty(shape, dtype=fit.scale_dtype)
     zero_point = torch.zeros(shape, dtype=torch.int32)
     odd: list[Piece] = []  # with elements that are not finite
     without: list[Piece] = []  # without zero points
@@ -120,7 +287,7 @@ def fit_and_round_rows(
         if odd or not bool((torch.isfinite(least) & torch.isfinite(greatest)).all()):
             odd.append(piece)
             return
-        scales, zeros = fit(least, greatest)
+        scales, zeros = fit.params(least, greatest)
         scale[piece.rows, piece.tiles] = scales.squeeze(2)
         if zeros is None:
             without.append(piece)

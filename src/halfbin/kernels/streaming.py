@@ -7,18 +7,18 @@ import time
 
 import torch
 
-from halfbin.kernels import _native
+from halfbin.kernels.cpu import streaming_read
 
-WORDS = 2**26  # 512 MiB: more than a cache holds on most machines
+NUM_BYTES = 2**29  # more than a cache holds on most machines
 ROUNDS = 7
 
 
-def read_rate(num_threads: int, *, num_words: int = WORDS, rounds: int = ROUNDS) -> float:
-    """Bytes a second that `num_threads` threads read from memory, the median of some passes over `num_words` 8-byte words."""
-    words = torch.ones(num_words, dtype=torch.uint64)
+def read_rate(*, num_bytes: int = NUM_BYTES, rounds: int = ROUNDS) -> float:
+    """Bytes a second that torch's number of threads reads from memory: the median of some passes over `num_bytes`."""
+    memory = torch.ones(num_bytes, dtype=torch.uint8)
     taken = []
     for _ in range(rounds):
         begin = time.perf_counter()
-        _native.read_once(words, num_threads)
+        streaming_read(memory)
         taken.append(time.perf_counter() - begin)
-    return 8 * num_words / statistics.median(taken)
+    return num_bytes / statistics.median(taken)

@@ -68,6 +68,14 @@ class RowScales:
             self._choose_again(tile, columns, slice(step, step + self._scales.groups[step]))
         return self._scale[tile], None if self._zero is None else self._zero[tile]
 
+    def table(self, steps: slice, columns: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """`at` for all of these steps: scales and zero points, float32 [tiles, rows or 1], and the tile of each, int64.
+
+        Only the first of them may be the first step of a tile whose scales are chosen again.
+        """
+        self.at(steps.start, columns)
+        return self._scale, self._zero, torch.tensor(self._scales.tiles[steps])
+
     def _choose_again(self, tile: int, columns: Tensor, steps: slice) -> None:
         in_the_weights_order = torch.argsort(self._scales.order[steps])
         part = columns[steps][in_the_weights_order].T

@@ -43,10 +43,14 @@ import torch
 from torch import Tensor
 
 from halfbin.errors import SchemeError
+from halfbin.kernels import instruction_sets
+from halfbin.kernels._native import solve_hqq
+from halfbin.kernels.rounding import SCALE_TYPES, compiled
 from halfbin.numerics.affine import Grid
 from halfbin.numerics.formats import IntegerFormat, working
 from halfbin.tensor.granularity import regions
 from halfbin.tensor.qtensor import QTensor, fit, quantize, require_finite
+from halfbin.tensor.rowwise import encoder
 from halfbin.tensor.scheme import Scheme
 
 _CHUNK = 1 << 18  # elements worked on at once: about ten float32 temporaries of 1 MiB each
@@ -89,10 +93,15 @@ def hqq(
         tiles = region.rows(weight)
         best_scale = first_scale[region.tiles].reshape(-1, 1)
         best_zero = None if first_zero is None else first_zero[region.tiles].reshape(-1, 1)
-        best = [
-            solve(tiles[part], scheme.grid, best_scale[part], None if best_zero is None else best_zero[part], schedule)
-            for part in _parts(*tiles.shape)
-        ]
+        if refuses(weight) is None:
+            best = [solve_compiled(tiles, scheme.grid, best_scale, best_zero, schedule)]
+        else:
+            best = [
+                solve(
+                    tiles[part], scheme.grid, best_scale[part], None if best_zero is None else best_zero[part], schedule
+                )
+                for part in _parts(*tiles.shape)
+            ]
         scale[region.tiles] = torch.cat([s for s, _ in best]).reshape(scale[region.tiles].shape)
         if zero_point is not None:
             found = torch.cat([z for _, z in best if z is not None])
@@ -108,6 +117,43 @@ class Schedule:
     p: float
     beta: float
     growth: float
+
+
+def refuses(weight: Tensor) -> str | None:
+    """Why the compiled loop cannot take a weight, in words; None: it can."""
+    if weight.device.type != "cpu" or not compiled():
+        return f"it is compiled for little-endian CPUs, and the tensor is on {weight.device}"
+    if weight.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        return f"its arithmetic is float32, and the tensor is {weight.dtype}"
+    return None
+
+
+def solve_compiled(
+    tiles: Tensor,
+    grid: Grid,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    schedule: Schedule,
+    *,
+    instruction_set: str | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """`solve`, tile by tile in the nearest cache (`csrc/hqq/`); its powers are within 2^-19 of the exact ones."""
+    found = scale.to(torch.float32, copy=True).flatten()
+    zeros = None if zero_point is None else zero_point.to(torch.int32, copy=True).flatten()
+    solve_hqq(
+        instruction_set or instruction_sets.best(),
+        tiles.detach().to(torch.float32).contiguous(),
+        encoder(grid.format).format,
+        SCALE_TYPES[scale.dtype],
+        found,
+        zeros,
+        schedule.iterations,
+        schedule.p,
+        schedule.beta,
+        schedule.growth,
+        torch.get_num_threads(),
+    )
+    return found.to(scale.dtype).view(scale.shape), None if zeros is None else zeros.view(scale.shape)
 
 
 def solve(

@@ -50,19 +50,24 @@ class Grid:
         fmt = self.format
         assert isinstance(fmt, IntegerFormat)
         # Each end divided by itself: their difference can overflow float32 where the step does not.
-        steps = fmt.qmax - fmt.qmin
-        scale = self._store(maximum / steps - minimum / steps)
+        scale = self._store(maximum / self.steps - minimum / self.steps)
         zero_point = (fmt.qmin - minimum / scale.to(minimum.dtype)).round_().clamp_(fmt.qmin, fmt.qmax)
         return scale, zero_point.to(torch.int32)
 
-    def _symmetric_step(self, minimum: Tensor, maximum: Tensor) -> Tensor:
-        absmax = torch.maximum(-minimum, maximum)
+    @property
+    def steps(self) -> float:
+        """The steps that a scale divides a range into: of the largest magnitude, or between both ends of an asymmetric grid."""
+        if isinstance(self.format, IntegerFormat) and not self.symmetric:
+            return float(self.format.qmax - self.format.qmin)
         if self.scale_format is ScaleFormat.E8M0 and isinstance(self.format, FloatFormat):
             # MX section 6.3: 2**(floor(log2(absmax)) - emax); the floor is the scale format's rounding.
-            return absmax / 2.0**self.format.largest_exponent
+            return float(2.0**self.format.largest_exponent)
+        return self.format.maximum
+
+    def _symmetric_step(self, minimum: Tensor, maximum: Tensor) -> Tensor:
         if self.format.minimum == 0:  # an unsigned code without zero point holds no negative values
-            return maximum / self.format.maximum
-        return absmax / self.format.maximum
+            return maximum / self.steps
+        return torch.maximum(-minimum, maximum) / self.steps
 
     def _store(self, scale: Tensor) -> Tensor:
         return self.scale_format.round(torch.where(scale > 0, scale, 1.0))

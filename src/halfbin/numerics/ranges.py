@@ -98,6 +98,12 @@ class MeanSquaredError:
                 f"num_candidates={self.num_candidates} must be 1 or more and smallest={self.smallest} in (0, 1]"
             )
 
+    @property
+    def factors(self) -> list[float]:
+        """What ranges are shrunken by, falling; the whole range is not among them."""
+        found: list[float] = torch.linspace(1.0, self.smallest, self.num_candidates).tolist()
+        return found[1:]
+
     def __call__(self, tiles: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
         """Float [num_tiles, tile_size] to (minimum, maximum), each [num_tiles]."""
         rows = max(_CHUNK // max(tiles.shape[1], 1), 1)
@@ -121,7 +127,7 @@ class MeanSquaredError:
         ends = [(True, True)] if grid.symmetric else [(True, True), (True, False), (False, True)]
         for shrink_low, shrink_high in ends:
             low, high = minimum, maximum
-            for factor in torch.linspace(1.0, self.smallest, self.num_candidates).tolist()[1:]:
+            for factor in self.factors:
                 candidate = (low * factor if shrink_low else low, high * factor if shrink_high else high)
                 cost = error(*candidate)
                 better = cost < best

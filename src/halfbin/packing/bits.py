@@ -6,8 +6,8 @@ the stream, so codes of 3, 5, 6 and 7 bits straddle bytes. The row's last byte i
     byte 0                    byte 1                    byte 2
     c2c2 c1c1c1 c0c0c0        c5 c4c4c4 c3c3c3 c2       c7c7c7 c6c6c6 c5c5
 
-Here: checks, and tiles that keep temporaries small and give each thread its share. The bits move in `folding.py`, or
-`plain.py` on big-endian machines.
+Here: checks, and who moves the bits. On a CPU the compiled loops do (`csrc/packing/`). Elsewhere torch does, in tiles that keep
+temporaries small and give each thread its share: in `folding.py`, or `plain.py` on big-endian machines.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 
 from halfbin.errors import SchemeError
+from halfbin.kernels import instruction_sets
+from halfbin.kernels._native import pack_rows, unpack_rows
 from halfbin.kernels.threads import in_threads
 from halfbin.packing import folding, plain
 
@@ -30,6 +32,7 @@ WORD_BYTES = 4
 Tile: TypeAlias = tuple[slice, slice]  # rows and columns
 
 _mover = folding if sys.byteorder == "little" else plain
+_instruction_set = instruction_sets.best() if sys.byteorder == "little" else None  # None: torch moves the bits
 
 
 def packed_size(num_codes: int, bits: int) -> int:
@@ -96,6 +99,11 @@ def _packed(codes: Tensor, bits: int, lowest: int, size: int) -> Tensor:
     """The stream of each row, filled up with zeros to `size` bytes."""
     rows = _as_rows(codes)
     packed = torch.empty(rows.shape[0], size, dtype=torch.uint8, device=codes.device)
+    if _instruction_set is not None and codes.device.type == "cpu":
+        whole = rows.contiguous().view(torch.uint8)
+        if not pack_rows(_instruction_set, whole, bits, lowest % 256, packed, torch.get_num_threads()):
+            raise _too_wide(codes, bits, lowest)
+        return packed.view(*codes.shape[:-1], size)
     packed[:, packed_size(rows.shape[1], bits) :] = 0
 
     def work(share: Sequence[Tile]) -> None:
@@ -125,6 +133,9 @@ def _unpacked(stream: Tensor, bits: int, num_codes: int) -> Tensor:
     """The first `num_codes` codes of each row, whatever follows them."""
     rows = _as_rows(stream)
     codes = torch.empty(rows.shape[0], num_codes, dtype=torch.uint8, device=stream.device)
+    if _instruction_set is not None and stream.device.type == "cpu":
+        unpack_rows(_instruction_set, rows.contiguous(), bits, 0, codes, torch.get_num_threads())
+        return codes.view(*stream.shape[:-1], num_codes)
 
     def work(share: Sequence[Tile]) -> None:
         for row, column in share:

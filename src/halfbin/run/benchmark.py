@@ -169,7 +169,7 @@ def benchmark(
         return found.model, _Layers((), found.dequantized)
 
     with _threads(threads) as count:
-        rate = read_rate(count)
+        rate = read_rate()
         running, layers = timed("codes", codes)
         floats = None
         if layers.kernels and not alone:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -12,8 +13,10 @@ import torch
 from torch import Tensor
 
 from halfbin.kernels import rounding
+from halfbin.kernels._native import Covers
 from halfbin.kernels.errors import ErrorSums, error_sums
-from halfbin.numerics.formats import FP8_E4M3, Format, IntegerFormat, TableFormat
+from halfbin.numerics.formats import Format, IntegerFormat, TableFormat
+from halfbin.numerics.ranges import MeanSquaredError
 from halfbin.tensor.granularity import scale_shape
 from halfbin.tensor.scheme import Scheme
 
@@ -29,21 +32,26 @@ class Rowwise:
 
     def quantize(self) -> tuple[Tensor, Tensor, Tensor | None] | None:
         """Codes, scales and zero points that cover the whole range of each tile; None when not all is finite."""
-        found = rounding.fit_and_round_rows(
-            self.rows, self.size, self.scheme.grid.params, self.scheme.scale_format.dtype, _encoder(self.scheme.format)
-        )
+        found = rounding.fit_and_round_rows(self.rows, self.size, fit_rule(self.scheme), encoder(self.scheme.format))
         if found is None:
             return None
         codes, scale, zero_point = found
         shape = scale_shape(self.shape, self.scheme.granularity)
         return self._codes(codes), scale.view(shape), None if zero_point is None else zero_point.view(shape)
 
+    def search(self, estimator: MeanSquaredError) -> tuple[Tensor, Tensor] | None:
+        """The ranges that `estimator` chooses, float32, shaped as scales; None without a fast loop, or if not all is finite."""
+        fit, coding = fit_rule(self.scheme), encoder(self.scheme.format)
+        found = rounding.search_rows(self.rows, self.size, fit, coding, estimator.factors)
+        shape = scale_shape(self.shape, self.scheme.granularity)
+        return None if found is None else (found[0].view(shape), found[1].view(shape))
+
     def encode(self, scale: Tensor, zero_point: Tensor | None) -> Tensor:
         """Codes shaped as the tensor; scale and zero_point as `QTensor` holds them."""
         shape = (self.rows.shape[0], -1)
         zeros = None if zero_point is None else zero_point.reshape(shape)
-        encoder = _encoder(self.scheme.format)
-        return self._codes(rounding.round_rows(self.rows, scale.reshape(shape), zeros, self.size, encoder))
+        found = rounding.round_rows(self.rows, scale.reshape(shape), zeros, self.size, encoder(self.scheme.format))
+        return self._codes(found)
 
     def _codes(self, codes: Tensor) -> Tensor:
         return codes.view(self.scheme.format.code_dtype).view(self.shape)
@@ -59,29 +67,50 @@ class Rowwise:
             zeros,
             self.size,
             decode=self.scheme.format.decode,
+            code_format=encoder(self.scheme.format).format,
         )
 
 
 def rowwise(x: Tensor, scheme: Scheme) -> Rowwise | str:
     """`x` as rows of tiles, or why it is none, or why there is no fast loop for it."""
-    fmt, shape = scheme.format, tuple(x.shape)
-    if not (isinstance(fmt, IntegerFormat | TableFormat) or fmt == FP8_E4M3):
-        return f"there is no fast loop for {fmt.name}"
+    shape = tuple(x.shape)
     tile = scheme.granularity.tile(shape)
     if not x.is_contiguous():
         return f"the tensor is not contiguous: shape {list(shape)}, strides {list(x.stride())}"
     axis = next((i for i, t in enumerate(tile) if t > 1), len(tile) - 1)
-    if axis <= 0 or tile[axis + 1 :] != shape[axis + 1 :]:
+    if axis < 0 or tile[axis + 1 :] != shape[axis + 1 :]:
         return f"a tile of {list(tile)} in {list(shape)} is no run of neighbours within a row"
     inner = math.prod(shape[axis + 1 :])
     rows = x.reshape(math.prod(shape[:axis]), shape[axis] * inner)
     return rounding.refuses(rows) or Rowwise(rows, tile[axis] * inner, shape, scheme)
 
 
-def _encoder(fmt: Format) -> rounding.Encoder:
+def fit_rule(scheme: Scheme) -> rounding.Fit:
+    """How the scales of a scheme follow from whole ranges."""
+    grid, covers = scheme.grid, Covers.BOTH_ALIKE
+    if not grid.symmetric:
+        covers = Covers.RANGE
+    elif grid.format.minimum == 0:  # unsigned codes without zero point hold no negative values
+        covers = Covers.POSITIVE
+    return rounding.Fit(grid.params, covers, grid.steps, scheme.scale_format.dtype)
+
+
+@functools.cache
+def encoder(fmt: Format) -> rounding.Encoder:
+    """How numbers in steps become codes of a format."""
     if isinstance(fmt, IntegerFormat):
         return rounding.to_integers(fmt.qmin, fmt.qmax, fmt.code_dtype)
-    return rounding.to_table(_boundaries(fmt)) if isinstance(fmt, TableFormat) else rounding.to_fp8_e4m3()
+    values = fmt.decode(fmt.codes).tolist()
+    if isinstance(fmt, TableFormat):
+        return rounding.to_table(_boundaries(fmt), values)
+    return rounding.to_floats(
+        fmt.encode,
+        exponent_bits=fmt.exponent_bits,
+        mantissa_bits=fmt.mantissa_bits,
+        bias=fmt.bias,
+        largest=fmt.maximum,
+        values=values,
+    )
 
 
 def _boundaries(fmt: TableFormat) -> Tensor:
