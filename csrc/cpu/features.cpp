@@ -53,7 +53,7 @@ bool AskForTiles() {
 
 std::vector<std::string> CpuFeatures() {
   std::vector<std::string> found;
-  const auto add = [&found](bool here, const char* name) {
+  [[maybe_unused]] const auto add = [&found](bool here, const char* name) {
     if (here) found.emplace_back(name);
   };
 #if defined(__x86_64__)

@@ -27,6 +27,8 @@ std::vector<Candidate> Usable() {
                            {Avx512Vnni(), "avx512_vnni", 0},
                            {AvxVnni(), "avx_vnni", 0},
                            {Avx2(), "avx2", 0},
+                           {NeonI8mm(), "neon_i8mm", 0},
+                           {NeonDotprod(), "neon_dotprod", 0},
                            {Portable(), nullptr, 0}};
   const std::vector<std::string> here = CpuFeatures();
   std::vector<Candidate> usable;

@@ -1,5 +1,4 @@
-// Elsewhere none of x86-64's instruction sets is there. A NEON file would stand in their place: the layout of four columns to a
-// 32-bit lane is what its `udot` and `usdot` want, too.
+// Elsewhere none of x86-64's instruction sets is there.
 #include "matmul/product.h"
 
 namespace halfbin::matmul {

@@ -59,5 +59,7 @@ const InstructionSet* Avx2();
 const InstructionSet* AvxVnni();
 const InstructionSet* Avx512Vnni();
 const InstructionSet* AmxInt8();
+const InstructionSet* NeonDotprod();
+const InstructionSet* NeonI8mm();
 
 }  // namespace halfbin::matmul

@@ -75,6 +75,12 @@ struct Range {
   bool finite;
 };
 
+// From the least and the greatest number, ordered, and 0.
+inline Range RangeFrom(int32_t least, int32_t greatest) {
+  constexpr int32_t kInfinity = 0x7f800000;
+  return {FromOrdered(least), FromOrdered(greatest), greatest < kInfinity && least > ~kInfinity};
+}
+
 inline Range RangeOf(const Tensor& x, size_t at, size_t n) {
   constexpr size_t kLanes = 16;
   alignas(64) int32_t low[kLanes] = {}, high[kLanes] = {};
@@ -94,8 +100,7 @@ inline Range RangeOf(const Tensor& x, size_t at, size_t n) {
     least = low[l] < least ? low[l] : least;
     greatest = high[l] > greatest ? high[l] : greatest;
   }
-  constexpr int32_t kInfinity = 0x7f800000;
-  return {FromOrdered(least), FromOrdered(greatest), greatest < kInfinity && least > ~kInfinity};
+  return RangeFrom(least, greatest);
 }
 
 struct Step {
@@ -118,7 +123,7 @@ inline Step StepOf(const InputGrid& grid, const Range& range) {
   if (scale < std::numeric_limits<float>::min()) scale = std::numeric_limits<float>::min();
   if (grid.symmetric) return {scale, 0};
   const float zero = qmin - range.least / scale;
-  const float clipped = zero < qmin ? qmin : zero > qmax ? qmax : zero;
+  const float clipped = !(zero > qmin) ? qmin : zero > qmax ? qmax : zero;  // NaN, of a range that is not finite, too
   return {scale, static_cast<int32_t>(BitsOf(clipped + 0x1.8p23f) - BitsOf(0x1.8p23f))};
 }
 
@@ -139,7 +144,14 @@ inline int32_t RoundPiece(const float* v, size_t n, const InputGrid& grid, const
   return sum;
 }
 
+// The loops that RoundTokens takes, unless an instruction set has its own.
+struct PlainLoops {
+  static constexpr auto RangeOf = &matmul::RangeOf;
+  static constexpr auto RoundPiece = &matmul::RoundPiece;
+};
+
 // One group of a token: `columns` numbers from x[at] on. Returns the sum of the codes.
+template <class Loops>
 inline int32_t RoundGroup(const Tensor& x, size_t at, size_t columns, const InputGrid& grid, const Step& step, bool finite,
                           const Inputs& to, int8_t* first_run) {
   alignas(64) float v[64];
@@ -148,7 +160,7 @@ inline int32_t RoundGroup(const Tensor& x, size_t at, size_t columns, const Inpu
   for (size_t c = 0; c < to.padded; c += 64) {
     const size_t here = !finite || c >= columns ? 0 : columns - c < 64 ? columns - c : 64;
     LoadPiece(x, at + c, here, v);
-    sum += RoundPiece(v, here, grid, step, codes);
+    sum += Loops::RoundPiece(v, here, grid, step, codes);
     const size_t bytes = to.padded - c < 64 ? to.padded - c : 64;
     if (to.tile == 1) {
       std::memcpy(first_run + c, codes, bytes);
@@ -161,6 +173,7 @@ inline int32_t RoundGroup(const Tensor& x, size_t at, size_t columns, const Inpu
   return sum;
 }
 
+template <class Loops = PlainLoops>
 size_t RoundTokens(const Tensor& x, const InputGrid& grid, const Product& product, size_t first, size_t last) {
   const Inputs& to = product.inputs;
   const size_t k = product.weights.header.k, group_size = product.weights.header.group_size;
@@ -170,19 +183,19 @@ size_t RoundTokens(const Tensor& x, const InputGrid& grid, const Product& produc
     const bool real = t < to.m;
     int8_t* codes = to.codes + t / to.tile * (to.groups * to.padded * to.tile) + t % to.tile * to.run;
     Range range{0, 0, true};
-    if (real && !by_group) range = RangeOf(x, t * k, k);
+    if (real && !by_group) range = Loops::RangeOf(x, t * k, k);
     Step step = StepOf(grid, range);
     bool all_finite = range.finite;
     for (size_t g = 0; g < to.groups; ++g) {
       const size_t begin = g * group_size, columns = k - begin < group_size ? k - begin : group_size;
       if (real && by_group) {
-        range = RangeOf(x, t * k + begin, columns);
+        range = Loops::RangeOf(x, t * k + begin, columns);
         step = StepOf(grid, range);
         all_finite = all_finite && range.finite;
       }
       const size_t at = t * to.groups + g;
       int8_t* run = codes + g * to.padded * to.tile;
-      to.sums[at] = RoundGroup(x, t * k + begin, real ? columns : 0, grid, step, range.finite, to, run);
+      to.sums[at] = RoundGroup<Loops>(x, t * k + begin, real ? columns : 0, grid, step, range.finite, to, run);
       to.group_scales[at] = !by_group ? 1.0f : range.finite ? step.scale : std::numeric_limits<float>::quiet_NaN();
     }
     to.token_scales[t] = by_group ? 1.0f : range.finite ? step.scale : std::numeric_limits<float>::quiet_NaN();
