@@ -58,7 +58,16 @@ def write_gguf(model: Path, target: Path) -> None:
     writer.add_head_count_kv(config["num_key_value_heads"])
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
-    writer.add_tokenizer_model("no_vocab")
+    words = ["<unk>", "<s>", "</s>", *(f"word{i}" for i in range(3, config["vocab_size"]))]  # a vocabulary of that size
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(words)
+    writer.add_token_scores([0.0] * len(words))
+    writer.add_token_types(
+        [gguf.TokenType.UNKNOWN, *[gguf.TokenType.CONTROL] * 2, *[gguf.TokenType.NORMAL] * (len(words) - 3)]
+    )
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
     q4, f16 = gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.F16
     for file in sorted(model.glob("*.safetensors")):
         for name, values in bf16_tensors(file).items():
@@ -76,31 +85,39 @@ def write_gguf(model: Path, target: Path) -> None:
     writer.close()
 
 
+def open_context(path: Path, tokens: int, batch: int, threads: int) -> Any:
+    """By llama.cpp's own functions, without what the wrapper's class does around them."""
+    llama_cpp.llama_backend_init()
+    model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
+    options = llama_cpp.llama_context_default_params()
+    options.n_ctx, options.n_batch, options.n_ubatch = tokens, batch, batch
+    options.n_threads = options.n_threads_batch = threads
+    return llama_cpp.llama_init_from_model(model, options)
+
+
+def seconds(context: Any, ids: list[int]) -> float:
+    """Of these tokens, read at once, to the logits of the last one."""
+    array = (llama_cpp.llama_token * len(ids))(*ids)
+    begin = time.perf_counter()
+    failed = llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(array, len(ids)))
+    llama_cpp.llama_get_logits_ith(context, -1)
+    taken = time.perf_counter() - begin
+    assert not failed
+    return taken
+
+
 def main() -> None:
     model, target = Path(sys.argv[1]), Path(sys.argv[2])
     threads, prompt, new_tokens, rounds = map(int, sys.argv[3:7])
     if not target.exists():
         write_gguf(model, target)
-    llama = llama_cpp.Llama(
-        str(target),
-        n_ctx=prompt + new_tokens,
-        n_batch=prompt,
-        n_threads=threads,
-        n_threads_batch=threads,
-        verbose=False,
-    )
+    context = open_context(target, prompt + new_tokens, prompt, threads)
     ids = np.random.default_rng(0).integers(0, 32000, prompt).tolist()
     prefills, steps = [], []
     for done in range(rounds + 1):
-        llama.reset()
-        begin = time.perf_counter()
-        llama.eval(ids)
-        prefill = time.perf_counter() - begin
-        taken = []
-        for _ in range(new_tokens):
-            begin = time.perf_counter()
-            llama.eval([5])
-            taken.append(time.perf_counter() - begin)
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
+        prefill = seconds(context, ids)
+        taken = [seconds(context, [5]) for _ in range(new_tokens)]
         if done:
             prefills.append(prefill)
             steps += taken
