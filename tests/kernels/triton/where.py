@@ -1,0 +1,20 @@
+"""Where Triton's kernels run in this process: on a GPU, or in the interpreter, or nowhere."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+
+from halfbin.kernels.triton import machine
+
+INSTALLED = importlib.util.find_spec("triton") is not None
+ON_GPU = torch.cuda.is_available() and not machine.interpreted()
+DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+UNIT = 2.0**-23 if ON_GPU else 2.0**-24  # tensor cores may drop bits where the interpreter rounds
+
+runs = pytest.mark.skipif(
+    not INSTALLED or not (ON_GPU or machine.interpreted()),
+    reason="Triton's kernels run on a GPU, or with TRITON_INTERPRET=1: test_interpreter.py runs these so",
+)
