@@ -13,7 +13,7 @@ from halfbin.kernels.triton import machine
 from kernels.triton.where import INSTALLED
 
 TESTS = Path(__file__).parents[2]
-FILES = ["kernels/triton/test_weight_only.py", "kernels/triton/test_quantized_inputs.py"]
+FILES = ["kernels/triton/test_weight_only.py", "kernels/triton/test_quantized_inputs.py", "nn/test_gpu.py"]
 
 
 @pytest.mark.slow
