@@ -55,3 +55,26 @@ def test_only_the_interpreter_stores_bfloat16_as_float32(monkeypatch: pytest.Mon
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert machine.stored_as(torch.bfloat16) == torch.float32
     assert machine.stored_as(torch.float16) == torch.float16
+
+
+def test_kernels_are_launched_where_x_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[object] = []
+
+    class Here:
+        def __init__(self, x: torch.Tensor) -> None:
+            self.x = x
+
+        def __enter__(self) -> None:
+            told.append(self.x)
+
+        def __exit__(self, *_: object) -> None:
+            told.append("left")
+
+    def launch(x: torch.Tensor, times: int) -> torch.Tensor:
+        told.append("launched")
+        return x * times
+
+    monkeypatch.setattr(torch.cuda, "device_of", Here)
+    x = torch.ones(1)
+    assert machine.on_the_device_of_x(launch)(x, times=3).item() == 3
+    assert told[0] is x and told[1:] == ["launched", "left"]

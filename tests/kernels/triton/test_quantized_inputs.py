@@ -81,8 +81,10 @@ def test_types_ranges_and_scales(to: Range, static: Tensor | None, dtype: torch.
         check(inputs(m, 300, dtype), *weight(70, 300), torch.linspace(-1, 1, 70).to(dtype), to, static)
 
 
-def test_columns_are_split() -> None:
+def test_columns_are_split_and_a_bias_may_be_a_view_with_strides() -> None:
     assert cut(2, 70, 3000, 3000).splits > 8
+    for m in (2, 20):
+        check(inputs(m, 3000), *weight(70, 3000), torch.linspace(-1, 1, 140)[::2])
 
 
 @pytest.mark.parametrize("low, high", [(-128, -128), (127, 127), (-128, 127)])

@@ -211,6 +211,11 @@ def test_leading_dimensions_stay_and_empty_ones_too() -> None:
     assert linear(x[:0], w.packed, None).shape == (0, 5)
 
 
+def test_a_bias_may_be_a_view_with_strides() -> None:
+    for m in (1, 20):
+        check(inputs(m, 300, torch.float16), integers(70, 300, 128), torch.linspace(-1, 1, 140)[::2])
+
+
 def test_the_operator_has_a_fake_and_compilers_see_it() -> None:
     w, x = integers(70, 96, 32).packed, inputs(4, 96, torch.bfloat16).to(DEVICE)
     arguments = (w.codes, w.scale, w.offset, None, w.group_size, w.bits, w.float8, w.constant)

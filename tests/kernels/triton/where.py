@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -10,11 +11,13 @@ import torch
 from halfbin.kernels.triton import machine
 
 INSTALLED = importlib.util.find_spec("triton") is not None
+# Triton 3.6's interpreter stops at loops with NumPy 2.4 and later, which makes no numbers of arrays of one element.
+INTERPRETS = INSTALLED and tuple(int(n) for n in version("triton").split(".")[:2]) >= (3, 7)
 ON_GPU = torch.cuda.is_available() and not machine.interpreted()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 UNIT = 2.0**-23 if ON_GPU else 2.0**-24  # tensor cores may drop bits where the interpreter rounds
 
 runs = pytest.mark.skipif(
-    not INSTALLED or not (ON_GPU or machine.interpreted()),
+    not INSTALLED or not (ON_GPU or (INTERPRETS and machine.interpreted())),
     reason="Triton's kernels run on a GPU, or with TRITON_INTERPRET=1: test_interpreter.py runs these so",
 )

@@ -58,7 +58,7 @@ def pack_integers(
     """
     rows, columns = codes.shape
     _check(codes, scale, group_size)
-    stored = (codes.to(torch.int16) - least).to(torch.uint8)
+    stored = codes.contiguous().view(torch.uint8) + -least  # modulo 256, and so for signed codes too
     if bits <= 4:
         pairs = functional.pad(stored, (0, -columns % 32)).view(rows, -1, 2, 16)
         stored = (pairs[:, :, 0] | pairs[:, :, 1] << 4).reshape(rows, -1)

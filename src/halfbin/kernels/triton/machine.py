@@ -8,8 +8,14 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+from collections.abc import Callable
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
+from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 FIRST = (8, 0)  # tensor cores for bfloat16 and INT8, with the loads that Triton's pipelining wants
 FIRST_WITH_FLOAT8 = (8, 9)
@@ -23,6 +29,17 @@ def interpreted() -> bool:
 def stored_as(dtype: torch.dtype) -> torch.dtype:
     """The type that kernels store results of `dtype` in: Triton's interpreter cuts bfloat16 off, where torch and GPUs round."""
     return torch.float32 if dtype is torch.bfloat16 and interpreted() else dtype
+
+
+def on_the_device_of_x(launch: Callable[Concatenate[Tensor, P], R]) -> Callable[Concatenate[Tensor, P], R]:
+    """What launches kernels for `x`, its first argument: Triton launches on the current device, wherever tensors are."""
+
+    @functools.wraps(launch)
+    def launched(x: Tensor, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            return launch(x, *args, **kwargs)
+
+    return launched
 
 
 def refuses(device: torch.device) -> str | None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from halfbin.errors import DataError
-from halfbin.kernels.triton.machine import stored_as
+from halfbin.kernels.triton.machine import on_the_device_of_x, stored_as
 from halfbin.kernels.triton.tiles import cut
 
 INPUT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -55,6 +55,7 @@ def linear(
     return found
 
 
+@on_the_device_of_x
 def quantize(x: Tensor, to: Range, x_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Codes, int8 or float8_e4m3fn [tokens, columns], and float32 scales [tokens] of contiguous x [tokens, columns].
 
@@ -82,6 +83,7 @@ def quantize(x: Tensor, to: Range, x_scale: Tensor | None = None) -> tuple[Tenso
     return codes, scale
 
 
+@on_the_device_of_x
 def _multiply(
     x: Tensor,
     codes: Tensor,
@@ -97,6 +99,7 @@ def _multiply(
     from halfbin.kernels.triton.device.quantized_inputs import finished, product
 
     columns, rows = x.shape[-1], codes.shape[0]
+    added_last = x if bias is None else bias.contiguous()
     tokens = math.prod(x.shape[:-1])
     y = x.new_empty((*x.shape[:-1], rows), dtype=stored_as(x.dtype))
     if not y.numel():
@@ -111,7 +114,7 @@ def _multiply(
         s_scale,
         codes.view(s.dtype),
         scale,
-        x if bias is None else bias,
+        added_last,
         parts,
         tokens,
         rows,
@@ -132,7 +135,7 @@ def _multiply(
             parts,
             s_scale,
             scale,
-            x if bias is None else bias,
+            added_last,
             y,
             y.numel(),
             rows,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from halfbin.kernels.triton.layout import Weight
-from halfbin.kernels.triton.machine import interpreted, stored_as
+from halfbin.kernels.triton.machine import interpreted, on_the_device_of_x, stored_as
 from halfbin.kernels.triton.tiles import cut
 
 INPUT_TYPES = (torch.float16, torch.bfloat16)
@@ -45,6 +45,7 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
     return found
 
 
+@on_the_device_of_x
 def _multiply(
     x: Tensor,
     codes: Tensor,
@@ -60,6 +61,7 @@ def _multiply(
 
     x = x.contiguous()
     columns, rows = x.shape[-1], codes.shape[0]
+    added_last = x if bias is None else bias.contiguous()
     tokens = math.prod(x.shape[:-1])
     y = x.new_empty((*x.shape[:-1], rows), dtype=stored_as(x.dtype))
     if not y.numel():
@@ -72,7 +74,7 @@ def _multiply(
         codes,
         scale,
         codes if offset is None else offset,
-        x if bias is None else bias,
+        added_last,
         parts,
         tokens,
         rows,
@@ -95,7 +97,7 @@ def _multiply(
     )
     if split:
         added[(-(-y.numel() // ADDED),)](
-            parts, x if bias is None else bias, y, y.numel(), rows, way.splits, has_bias=bias is not None, tile=ADDED
+            parts, added_last, y, y.numel(), rows, way.splits, has_bias=bias is not None, tile=ADDED
         )
     return y.to(x.dtype)
 
