@@ -13,9 +13,9 @@ from halfbin.nn import EXACT, CpuFeatures, QuantInputLinear, QuantLinear, Refere
 from halfbin.nn.gpu import FloatInputs, RoundedInputs
 from halfbin.nn.quant_inputs import finished
 from halfbin.tensor import QTensor, dequantize, int_matmul, parse_inputs, parse_scheme, quantize
-from kernels.triton.where import DEVICE, ON_GPU, UNIT, runs
+from kernels.triton.where import DEVICE, ON_GPU, UNIT, only_where_kernels_run
 
-pytestmark = runs
+only_where_kernels_run()
 NO_CPU = CpuFeatures("none", "DEFAULT")
 SCHEMES = [
     "int4-g128",

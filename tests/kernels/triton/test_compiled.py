@@ -15,9 +15,8 @@ from halfbin.kernels.triton import machine
 from halfbin.kernels.triton.tiles import cut
 from kernels.triton.where import INSTALLED
 
-pytestmark = pytest.mark.skipif(
-    not INSTALLED or machine.interpreted(), reason="needs Triton, and not its interpreter: pip install 'halfbin[gpu]'"
-)
+if not INSTALLED or machine.interpreted():
+    pytest.skip("needs Triton, and not its interpreter: pip install 'halfbin[gpu]'", allow_module_level=True)
 SPILLED = 16  # bytes of a thread, see tiles.py
 COUNTS = ("tokens", "rows", "columns", "row_bytes", "span", "size", "splits")
 tiles = pytest.mark.parametrize("tokens", [1, 40, 500])

@@ -9,9 +9,9 @@ from torch import Tensor
 from halfbin.errors import DataError
 from halfbin.kernels.triton.quantized_inputs import SMALLEST, Range, linear, quantize
 from halfbin.kernels.triton.tiles import cut
-from kernels.triton.where import DEVICE, UNIT, runs
+from kernels.triton.where import DEVICE, UNIT, only_where_kernels_run
 
-pytestmark = runs
+only_where_kernels_run()
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 INT8, FLOAT8 = Range(), Range(float8=True)
 
