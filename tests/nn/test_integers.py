@@ -56,7 +56,7 @@ def test_a_layer_says_which_kernel_it_has_and_why_not_a_faster_one() -> None:
     assert QuantLinear(weight("int4-g128"), kernels=EXACT).kernel.name == "reference"
     slow = QuantLinear(weight("nf4-g64"))
     assert slow.kernel.name == "reference"
-    assert slow.refusals == {"int8-inputs": "its codes are nf4, no integers"}
+    assert slow.refusals["int8-inputs"] == "its codes are nf4, no integers"
 
 
 @needs_avx2

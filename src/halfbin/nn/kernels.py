@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from halfbin.nn.gpu import FloatInputs
 from halfbin.nn.integers import IntegerInputs
 from halfbin.nn.matmul import MatmulKernel
 from halfbin.nn.reference import Reference
 
-EXACT: tuple[MatmulKernel, ...] = (Reference(),)
+EXACT: tuple[MatmulKernel, ...] = (FloatInputs(), Reference())
 """Float inputs, as they are, times dequantized weights."""
 
-KERNELS: tuple[MatmulKernel, ...] = (IntegerInputs(), *EXACT)
+KERNELS: tuple[MatmulKernel, ...] = (FloatInputs(), IntegerInputs(), Reference())
 """The fast ones first; where weights alone are quantized, they round inputs to INT8 on the fly."""

@@ -47,6 +47,7 @@ class QuantLinear(QuantModule):
 
     def choose(self, kernels: Sequence[MatmulKernel]) -> None:
         """Multiply by the first of these that does not refuse: `nn.EXACT` for float inputs as they are."""
+        self._kernels = tuple(kernels)
         self.kernel, self.refusals = choose(kernels, self.qtensor, CpuFeatures.detect())
         self._packed.clear()
 
@@ -71,7 +72,7 @@ class QuantLinear(QuantModule):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantLinear:
         super()._apply(fn, recurse)
-        self._packed.clear()  # the memory goes now, not at the next forward
+        self.choose(self._kernels)  # another device has other kernels; and the packed weight's memory goes now
         return self
 
     def extra_repr(self) -> str:

@@ -13,13 +13,14 @@ the integer way has at most G + 2. Both end with the bias and a rounding to x's 
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from halfbin.nn.integers import ExactIntegers, PackedWeight
-from halfbin.nn.kernels import EXACT
+from halfbin.nn.gpu import RoundedInputs
+from halfbin.nn.integers import ExactIntegers
 from halfbin.nn.linear import QuantLinear, wants_gradient
 from halfbin.nn.matmul import CpuFeatures
 from halfbin.nn.reference import Reference
@@ -52,18 +53,25 @@ class QuantInputLinear(QuantLinear):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         """Make one of codes [out_features, in_features] and a float bias [out_features]; neither is copied."""
-        super().__init__(q, bias, dtype=dtype, kernels=EXACT)
+        super().__init__(q, bias, dtype=dtype, kernels=(Reference(),))
         self.inputs = inputs.inputs
         self.refusal = refuses_integers(self.in_features, q.scheme, self.inputs)
         self.register_buffer("input_scale", inputs.scale)
         self.register_buffer("input_zero_point", inputs.zero_point)
-        self.integers = ExactIntegers(inputs.inputs)
-        self.slow = self.refusal or self.integers.refuses(q, CpuFeatures.detect())
+        self._choose_product()
 
     @property
     def quantizer(self) -> InputQuantizer:
         """What quantizes its inputs."""
         return InputQuantizer(self.inputs, self.input_scale, self.input_zero_point)
+
+    def _choose_product(self) -> None:
+        """The compiled product that takes the codes where they are now, if one does."""
+        q, cpu = self.qtensor, CpuFeatures.detect()
+        on_gpu, on_cpu = RoundedInputs(self.inputs), ExactIntegers(self.inputs)
+        not_on_gpu, not_on_cpu = on_gpu.refuses(q, cpu), self.refusal or on_cpu.refuses(q, cpu)
+        self.product = on_cpu if not_on_gpu else on_gpu
+        self.slow = f"{not_on_cpu}; {not_on_gpu}" if not_on_gpu and not_on_cpu else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Float [..., in_features] to [..., out_features] of the same type.
@@ -71,23 +79,27 @@ class QuantInputLinear(QuantLinear):
         Raises:
           DataError: NaN or infinity in `x`.
         """
-        if self.refusal or x.dtype == torch.float64:  # float32 scales would throw away what float64 was asked for
+        if x.dtype == torch.float64:  # float32 scales would throw away what float64 was asked for
             return Reference().matmul(self.quantizer.fake_quantize(x), self.qtensor, self.bias)
-        fast = not self.slow and x.is_cpu and not wants_gradient(x, self.bias)
+        fast = not self.slow and x.device == self.codes.device and not wants_gradient(x, self.bias)
         packed = self._prepared() if fast else None
-        if packed is None:
-            return finished(int_matmul(self.quantizer.quantize(x), self.qtensor), self.bias, x)
-        return self.integers.matmul(x, packed, self.bias, self.quantizer)
+        if packed is not None:
+            return self.product.matmul(x, packed, self.bias, self.quantizer)
+        if self.refusal:
+            return Reference().matmul(self.quantizer.fake_quantize(x), self.qtensor, self.bias)
+        return finished(int_matmul(self.quantizer.quantize(x), self.qtensor), self.bias, x)
 
-    def prepare(self) -> PackedWeight | None:
+    def prepare(self) -> Any:
         """Bring the weight into the kernel's layout now, and not at the first forward; None where it is not used."""
-        if self.slow:
-            return None
-        packed: PackedWeight = super().prepare()
-        return packed
+        return None if self.slow else super().prepare()
 
-    def _pack(self) -> PackedWeight:
-        return self.integers.pack(self.qtensor)
+    def _pack(self) -> Any:
+        return self.product.pack(self.qtensor)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantInputLinear:
+        super()._apply(fn, recurse)
+        self._choose_product()
+        return self
 
     def extra_repr(self) -> str:
         """Sizes, bias, scheme, kernel and inputs."""
