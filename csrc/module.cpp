@@ -12,6 +12,8 @@ namespace nb = nanobind;
 
 NB_MODULE(_native, m) {
   m.doc() = "Compiled loops on plain arrays.";
+  // Formats and rules are kept by caches to the very end of the program; nanobind would call that a leak, on everybody's stderr.
+  nb::set_leak_warnings(false);
   BindRounding(m);
   m.def("cpu_features", &halfbin::CpuFeatures, "Names of the instruction sets that this machine can run.");
   halfbin::BindMatmul(m);
