@@ -2,9 +2,11 @@
 
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <optional>
+#include <tuple>
 
 #include "cpu/read.h"
 #include "matmul/linear.h"
@@ -35,6 +37,17 @@ void PackInto(uintptr_t codes, int32_t least, uintptr_t scales, uintptr_t zero_p
   const Header header = MakeHeader(n, k, group_size, bits, scale_type, zero_points != 0, has_sums, -least);
   Pack(header, {At<const uint8_t>(codes), least, At<const void>(scales), At<const int32_t>(zero_points)}, At<uint8_t>(out),
        num_threads);
+}
+
+// What a packed weight says of itself: n, k, groups, type of scales, whether it has zero points.
+std::tuple<size_t, size_t, size_t, uint32_t, bool> Describe(uintptr_t packed) {
+  const Weights w = View(*At<const Header>(packed), nullptr);
+  return {w.header.n, w.header.k, w.groups, static_cast<uint32_t>(w.header.scale_type), w.header.has_zeros != 0};
+}
+
+void UnpackInto(uintptr_t packed, uintptr_t codes, int32_t least, uintptr_t scales, uintptr_t zero_points, size_t num_threads) {
+  Unpack(View(*At<const Header>(packed), At<const uint8_t>(packed)),
+         {At<uint8_t>(codes), least, At<void>(scales), At<int32_t>(zero_points)}, num_threads);
 }
 
 // The number of tokens that are not finite, or -1: nothing of this name.
@@ -68,6 +81,8 @@ void BindMatmul(nb::module_& m) {
   m.def("matmul_sets", &InstructionSets, "Instruction sets that products run on here, the preferred one first.");
   m.def("matmul_packed_bytes", &PackedBytes, "Bytes of a packed weight.");
   m.def("matmul_pack", &PackInto, nb::call_guard<nb::gil_scoped_release>(), "Fill the memory of a packed weight.");
+  m.def("matmul_describe", &Describe, "Sizes and types of a packed weight.");
+  m.def("matmul_unpack", &UnpackInto, nb::call_guard<nb::gil_scoped_release>(), "The codes, scales and zero points that were packed.");
   m.def("matmul", &Multiply, nb::arg("packed"), nb::arg("x"), nb::arg("x_is_bfloat16"), nb::arg("m"), nb::arg("by_group"),
         nb::arg("symmetric"), nb::arg("qmin"), nb::arg("qmax"), nb::arg("scale"), nb::arg("zero_point"), nb::arg("bias"),
         nb::arg("bias_is_bfloat16"), nb::arg("y"), nb::arg("set").none(), nb::arg("num_threads"),

@@ -41,6 +41,24 @@ void PackBlock(const Weights& w, const Source& source, size_t first_row, size_t 
   if (h.has_sums) std::memcpy(block + w.sums_at, sums, sizeof sums);
 }
 
+void UnpackBlock(const Weights& w, const Target& target, size_t first_row, size_t group, const uint8_t* block) {
+  const Header& h = w.header;
+  const size_t rows = first_row + kPanelRows <= h.n ? kPanelRows : h.n - first_row;
+  const size_t first = group * h.group_size, columns = first + h.group_size <= h.k ? h.group_size : h.k - first;
+  const size_t scale_bytes = ScaleBytes(h.scale_type);
+  for (size_t r = 0; r < rows; ++r) {
+    uint8_t* row = target.codes + (first_row + r) * h.k + first;
+    const size_t at = (first_row + r) * w.groups + group;
+    const uint8_t* in = block + r * 4;
+    for (size_t c = 0; c < columns; ++c) {
+      const uint8_t u = h.bits == 8 ? in[c / 4 * 256 + c % 4] : in[c / 8 * 256 + c % 4] >> (c % 8 < 4 ? 0 : 4) & 0xf;
+      row[c] = static_cast<uint8_t>(u + target.least);
+    }
+    std::memcpy(static_cast<uint8_t*>(target.scales) + at * scale_bytes, block + w.code_bytes + r * scale_bytes, scale_bytes);
+    if (h.has_zeros) target.zero_points[at] = block[w.zeros_at + r] + target.least;
+  }
+}
+
 }  // namespace
 
 Weights View(const Header& header, const uint8_t* buffer) {
@@ -68,6 +86,15 @@ void Pack(const Header& header, const Source& source, uint8_t* buffer, size_t nu
   ParallelFor(num_threads, w.num_panels, [&](size_t panel) {
     for (size_t group = 0; group < w.groups; ++group) {
       PackBlock(w, source, panel * kPanelRows, group, buffer + kHeaderBytes + panel * w.panel_bytes + group * w.block_bytes);
+    }
+  });
+}
+
+void Unpack(const Weights& weights, const Target& target, size_t num_threads) {
+  ParallelFor(num_threads, weights.num_panels, [&](size_t panel) {
+    for (size_t group = 0; group < weights.groups; ++group) {
+      const uint8_t* block = weights.panels + panel * weights.panel_bytes + group * weights.block_bytes;
+      UnpackBlock(weights, target, panel * kPanelRows, group, block);
     }
   });
 }

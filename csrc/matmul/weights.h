@@ -60,4 +60,15 @@ struct Source {
 // Fill a buffer of View(header, nullptr).bytes bytes, aligned to 64, on up to num_threads threads.
 void Pack(const Header& header, const Source& source, uint8_t* buffer, size_t num_threads);
 
+// Where Unpack writes: what a Source would hold.
+struct Target {
+  uint8_t* codes;        // [n, k]
+  int32_t least;         // what to add to u, so that codes are those of the Source
+  void* scales;          // header.scale_type [n, groups]
+  int32_t* zero_points;  // [n, groups], in code units; null where header.has_zeros is 0
+};
+
+// The inverse of Pack, on up to num_threads threads: every code, scale and zero point as it was, bit for bit.
+void Unpack(const Weights& weights, const Target& target, size_t num_threads);
+
 }  // namespace halfbin::matmul

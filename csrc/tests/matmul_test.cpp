@@ -78,7 +78,15 @@ bool Check(const Case& c, const InstructionSet& set, size_t num_threads) {
   };
   const std::unique_ptr<uint8_t, Free> packed(static_cast<uint8_t*>(operator new(bytes, std::align_val_t(64))));
   Pack(header, {p.codes.data(), 0, p.scales.data(), c.zeros ? p.zero_points.data() : nullptr}, packed.get(), num_threads);
-  std::vector<float> y(c.m * c.n);
+  std::vector<uint8_t> codes(p.codes.size());
+  std::vector<float> scales(p.scales.size()), y(c.m * c.n);
+  std::vector<int32_t> zero_points(p.zero_points.size());
+  Unpack(View(header, packed.get()), {codes.data(), 0, scales.data(), c.zeros ? zero_points.data() : nullptr}, num_threads);
+  if (codes != p.codes || scales != p.scales || (c.zeros && zero_points != p.zero_points)) {
+    std::printf("%zu x %zu, groups of %zu, %u bits, zeros %d: unpacked is not what was packed\n", c.n, c.k, c.group_size, c.bits,
+                c.zeros);
+    return false;
+  }
   const Linear linear{View(header, packed.get()), {p.x.data(), Float::kFloat32}, c.m, p.grid, {p.bias.data(), Float::kFloat32},
                       y.data(), Float::kFloat32};
   Run(linear, set, num_threads);

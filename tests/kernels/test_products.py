@@ -10,7 +10,7 @@ from torch import Tensor
 
 from halfbin.errors import DataError
 from halfbin.kernels import products
-from halfbin.kernels.products import InputGrid, instruction_sets, linear, pack
+from halfbin.kernels.products import InputGrid, instruction_sets, linear, pack, unpack
 
 SETS = instruction_sets()
 sets = pytest.mark.parametrize("name", SETS)
@@ -286,6 +286,24 @@ def test_a_packed_weight_has_the_size_that_its_layout_says() -> None:
     assert pack(codes, scale, None, bits=4, least=-8, group_size=128).numel() == 64 + 2 * 3 * (64 * 64 + 64 * 2)
     zeros = torch.zeros(65, 3, dtype=torch.int32)
     assert pack(codes, scale, zeros, bits=4, least=-8, group_size=128).numel() == 64 + 2 * 3 * (64 * 64 + 64 * 3)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 8])
+@pytest.mark.parametrize("signed", [True, False])
+def test_unpacked_is_what_was_packed_at_every_size(signed: bool, bits: int) -> None:
+    shapes = [(n, 40) for n in range(1, 131)] + [(3, k) for k in range(1, 131)] + [(67, 300), (200, 513)]
+    for i, (n, k) in enumerate(shapes):
+        for size in {32, 64, 128, k} - {s for s in (32, 64, 128) if s > k}:
+            dtype = (torch.float32, torch.float16, torch.bfloat16)[i % 3]
+            w = weight(n, k, size, bits=bits, signed=signed, symmetric=bool(i % 2), dtype=dtype)
+            with products.forced(num_threads=1 + i % 2):
+                codes, scale, zero_point = unpack(w.packed, least=-(2 ** (bits - 1)) if signed else 0)
+            assert codes.dtype == w.codes.dtype and torch.equal(codes, w.codes)
+            assert scale.dtype == dtype and torch.equal(scale, w.scale)
+            if w.zero_point is None:
+                assert zero_point is None
+            else:
+                assert zero_point is not None and torch.equal(zero_point, w.zero_point)
 
 
 def test_what_cannot_be_packed_is_refused_in_words() -> None:

@@ -121,6 +121,23 @@ def pack(
     return packed
 
 
+def unpack(packed: Tensor, *, least: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What `pack` was given, bit for bit: codes (int8, or uint8 where `least` is 0), scale, and zero point or None."""
+    rows, columns, groups, scale_type, has_zeros = _native.matmul_describe(packed.data_ptr())
+    codes = torch.empty(rows, columns, dtype=torch.int8 if least < 0 else torch.uint8)
+    scale = torch.empty(rows, groups, dtype=next(t for t, number in SCALE_TYPES.items() if number == scale_type))
+    zeros = torch.empty(rows, groups, dtype=torch.int32) if has_zeros else None
+    _native.matmul_unpack(
+        packed.data_ptr(),
+        codes.data_ptr(),
+        least,
+        scale.data_ptr(),
+        0 if zeros is None else zeros.data_ptr(),
+        _num_threads(),
+    )
+    return codes, scale, zeros
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputGrid:
     """What inputs are rounded to.

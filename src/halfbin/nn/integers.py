@@ -18,7 +18,7 @@ from torch import Tensor
 from halfbin.kernels import products
 from halfbin.nn.matmul import CpuFeatures
 from halfbin.numerics import IntegerFormat, ScaleFormat
-from halfbin.tensor import InputQuantizer, InputScheme, PerTensor, QTensor, require_finite
+from halfbin.tensor import InputQuantizer, InputScheme, PerTensor, QTensor, Scheme, require_finite
 
 BY_GROUP = products.InputGrid()
 INPUT_GROUP = 128  # columns that share an input scale where a weight row has one scale
@@ -44,7 +44,7 @@ class IntegerInputs:
         return refuses_weight(q, size if size < q.shape[1] else INPUT_GROUP, cpu)
 
     def pack(self, q: QTensor) -> PackedWeight:
-        """A second copy of the weight: 0.5 bytes for each code of up to 4 bits, 1 for others, and its scales."""
+        """The weight once more: 0.5 bytes for each code of up to 4 bits, 1 for others, and its scales."""
         size = q.scheme.granularity.tile(q.shape)[1]
         return pack(q, size if size < q.shape[1] else INPUT_GROUP, sums=False)
 
@@ -82,7 +82,7 @@ class ExactIntegers:
         return products.InputGrid(by_group=False, symmetric=self.inputs.scheme.symmetric, qmin=fmt.qmin, qmax=fmt.qmax)
 
     def pack(self, q: QTensor) -> PackedWeight:
-        """A second copy of the weight, as above."""
+        """The weight once more, as above."""
         return pack(q, q.scheme.granularity.tile(q.shape)[1], sums=self.grid.needs_sums)
 
     def matmul(self, x: Tensor, packed: PackedWeight, bias: Tensor | None, quantizer: InputQuantizer) -> Tensor:
@@ -129,6 +129,21 @@ def pack(q: QTensor, size: int, *, sums: bool) -> PackedWeight:
     scale = _by_row(scale, q, groups)
     memory = products.pack(q.codes, scale, zero_point, bits=fmt.bits, least=fmt.qmin, group_size=size, sums=sums)
     return PackedWeight(memory, rows)
+
+
+def unpack(packed: PackedWeight, scheme: Scheme) -> QTensor:
+    """The `QTensor` that was packed, bit for bit."""
+    fmt = scheme.format
+    assert isinstance(fmt, IntegerFormat)
+    codes, scale, zero_point = products.unpack(packed.memory, least=fmt.qmin)
+    zero_point = None if zero_point is None else _by_tile(zero_point, codes, scheme)
+    return QTensor(codes, _by_tile(scale, codes, scheme).to(scheme.scale_format.dtype), zero_point, scheme)
+
+
+def _by_tile(params: Tensor, codes: Tensor, scheme: Scheme) -> Tensor:
+    """The inverse of `_by_row`: one of each tile's own."""
+    tall, wide = scheme.granularity.tile(tuple(codes.shape))
+    return params[::tall, : 1 if wide >= codes.shape[1] else None].contiguous()
 
 
 def _by_row(params: Tensor, q: QTensor, groups: int) -> Tensor:

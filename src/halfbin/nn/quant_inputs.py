@@ -89,6 +89,9 @@ class QuantInputLinear(QuantLinear):
     def _pack(self) -> PackedWeight:
         return self.integers.pack(self.qtensor)
 
+    def _is_packed(self) -> bool:
+        return not self.slow and self._cast.is_cpu and self.dtype != torch.float64
+
     def extra_repr(self) -> str:
         """Sizes, bias, scheme, kernel and inputs."""
         product = "in floats" if self.refusal else "as integers"

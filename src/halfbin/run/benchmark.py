@@ -165,7 +165,7 @@ def benchmark(
         return Runner(name, speed, read, held.bytes), layers
 
     def codes() -> tuple[nn.Module, _Layers]:
-        found = load_running(skeleton, dtype=chosen)
+        found = load_running(skeleton, dtype=chosen, on_step=lambda done, total: give_back())
         return found.model, _Layers((), found.dequantized)
 
     with _threads(threads) as count:
@@ -184,7 +184,7 @@ def bytes_per_token(model: nn.Module) -> int:
     for module in model.modules():
         if isinstance(module, QuantModule):
             if not isinstance(module, QuantEmbedding):
-                read[module.codes.data_ptr()] = module.scheme.num_bits(tuple(module.codes.shape)) / 8
+                read[module.memory.data_ptr()] = module.scheme.num_bits(module.codes_shape) / 8
         elif isinstance(module, nn.Embedding):
             continue
         for parameter in module.parameters(recurse=False):
@@ -208,7 +208,7 @@ def _kernels(model: nn.Module) -> tuple[LayerKernel, ...]:
                 kernel, refusals = module.kernel.name, dict(module.refusals)
             elif isinstance(module, LLMInt8Linear):
                 kernel = "LLM.int8(), reference"
-            found.append(LayerKernel(name, tuple(module.codes.shape), str(module.scheme), kernel, refusals))
+            found.append(LayerKernel(name, module.codes_shape, str(module.scheme), kernel, refusals))
     return tuple(found)
 
 
