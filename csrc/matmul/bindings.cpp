@@ -9,7 +9,7 @@
 #include <tuple>
 
 #include "cpu/read.h"
-#include "matmul/linear.h"
+#include "matmul/mixed.h"
 
 namespace nb = nanobind;
 
@@ -72,6 +72,25 @@ int64_t Multiply(uintptr_t packed, uintptr_t x, bool x_is_bfloat16, size_t m, bo
   return static_cast<int64_t>(Run(linear, *set, num_threads));
 }
 
+// The number of inputs that are not finite, or -1: nothing of this name.
+int64_t MultiplyMixed(uintptr_t packed, uintptr_t x, bool x_is_bfloat16, size_t m, float threshold, uintptr_t ids, uintptr_t values,
+                      uint32_t values_type, size_t count, uintptr_t bias, bool bias_is_bfloat16, uintptr_t y,
+                      std::optional<const char*> set_name, size_t num_threads) {
+  const InstructionSet* set = Find(set_name.value_or(nullptr), m);
+  if (set == nullptr) return -1;
+  const auto type = [](bool narrow) { return narrow ? Float::kBfloat16 : Float::kFloat32; };
+  const Linear linear{View(*At<const Header>(packed), At<const uint8_t>(packed)),
+                      {At<const void>(x), type(x_is_bfloat16)},
+                      m,
+                      {InputGrid::Scales::kToken, true, -128, 127, 0, 0},
+                      {At<const void>(bias), type(bias_is_bfloat16)},
+                      At<void>(y),
+                      type(x_is_bfloat16)};
+  const nb::gil_scoped_release without_the_interpreter;
+  const FloatColumns columns{threshold, At<const int32_t>(ids), {At<const void>(values), static_cast<Float>(values_type)}, count};
+  return static_cast<int64_t>(RunMixed(linear, columns, *set, num_threads));
+}
+
 }  // namespace
 
 void BindMatmul(nb::module_& m) {
@@ -87,6 +106,10 @@ void BindMatmul(nb::module_& m) {
         nb::arg("symmetric"), nb::arg("qmin"), nb::arg("qmax"), nb::arg("scale"), nb::arg("zero_point"), nb::arg("bias"),
         nb::arg("bias_is_bfloat16"), nb::arg("y"), nb::arg("set").none(), nb::arg("num_threads"),
         "x_hat @ w_hat.T + bias; returns the number of tokens that are not finite.");
+  m.def("matmul_mixed", &MultiplyMixed, nb::arg("packed"), nb::arg("x"), nb::arg("x_is_bfloat16"), nb::arg("m"), nb::arg("threshold"),
+        nb::arg("ids"), nb::arg("values"), nb::arg("values_type"), nb::arg("count"), nb::arg("bias"), nb::arg("bias_is_bfloat16"),
+        nb::arg("y"), nb::arg("set").none(), nb::arg("num_threads"),
+        "The same with columns of outliers in floats; returns the number of inputs that are not finite.");
 }
 
 }  // namespace halfbin

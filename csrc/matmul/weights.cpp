@@ -11,6 +11,17 @@ size_t Up(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * mu
 
 size_t ScaleBytes(Float type) { return type == Float::kFloat32 ? 4 : 2; }
 
+// Where u of row 0 lies in a block, by its column; those of other rows 4 bytes further each.
+struct Place {
+  size_t byte;
+  unsigned shift, mask;
+};
+
+Place PlaceOf(uint32_t bits, size_t column) {
+  const size_t per_run = 32 / bits;  // columns that share 256 bytes
+  return {column / per_run * 256 + column % 4, static_cast<unsigned>(column % per_run / 4 * bits), (1u << bits) - 1};
+}
+
 // One block: up to 64 rows from first_row on, `columns` columns of one group.
 void PackBlock(const Weights& w, const Source& source, size_t first_row, size_t group, uint8_t* block) {
   const Header& h = w.header;
@@ -27,11 +38,8 @@ void PackBlock(const Weights& w, const Source& source, size_t first_row, size_t 
     for (size_t c = 0; c < columns; ++c) {
       const uint8_t u = static_cast<uint8_t>(row[c] - source.least);
       sum += u;
-      if (h.bits == 8) {
-        out[c / 4 * 256 + c % 4] = u;
-      } else {
-        out[c / 8 * 256 + c % 4] |= static_cast<uint8_t>(c % 8 < 4 ? u : u << 4);
-      }
+      const Place p = PlaceOf(h.bits, c);
+      out[p.byte] |= static_cast<uint8_t>(u << p.shift);
     }
     std::memcpy(block + w.code_bytes + r * scale_bytes, static_cast<const uint8_t*>(source.scales) + at * scale_bytes, scale_bytes);
     const int32_t zero = h.has_zeros ? source.zero_points[at] - source.least : h.zero;
@@ -51,8 +59,8 @@ void UnpackBlock(const Weights& w, const Target& target, size_t first_row, size_
     const size_t at = (first_row + r) * w.groups + group;
     const uint8_t* in = block + r * 4;
     for (size_t c = 0; c < columns; ++c) {
-      const uint8_t u = h.bits == 8 ? in[c / 4 * 256 + c % 4] : in[c / 8 * 256 + c % 4] >> (c % 8 < 4 ? 0 : 4) & 0xf;
-      row[c] = static_cast<uint8_t>(u + target.least);
+      const Place p = PlaceOf(h.bits, c);
+      row[c] = static_cast<uint8_t>(static_cast<int32_t>(in[p.byte] >> p.shift & p.mask) + target.least);
     }
     std::memcpy(static_cast<uint8_t*>(target.scales) + at * scale_bytes, block + w.code_bytes + r * scale_bytes, scale_bytes);
     if (h.has_zeros) target.zero_points[at] = block[w.zeros_at + r] + target.least;
@@ -88,6 +96,11 @@ void Pack(const Header& header, const Source& source, uint8_t* buffer, size_t nu
       PackBlock(w, source, panel * kPanelRows, group, buffer + kHeaderBytes + panel * w.panel_bytes + group * w.block_bytes);
     }
   });
+}
+
+void ColumnOfCodes(const Weights& weights, const uint8_t* block, size_t column, uint8_t* out) {
+  const Place p = PlaceOf(weights.header.bits, column);
+  for (size_t r = 0; r < kPanelRows; ++r) out[r] = static_cast<uint8_t>(block[p.byte + r * 4] >> p.shift & p.mask);
 }
 
 void Unpack(const Weights& weights, const Target& target, size_t num_threads) {

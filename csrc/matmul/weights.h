@@ -60,6 +60,9 @@ struct Source {
 // Fill a buffer of View(header, nullptr).bytes bytes, aligned to 64, on up to num_threads threads.
 void Pack(const Header& header, const Source& source, uint8_t* buffer, size_t num_threads);
 
+// u of one column of a block's group, for all rows of its panel.
+void ColumnOfCodes(const Weights& weights, const uint8_t* block, size_t column, uint8_t* out);
+
 // Where Unpack writes: what a Source would hold.
 struct Target {
   uint8_t* codes;        // [n, k]

@@ -46,6 +46,23 @@ def matmul(
     num_threads: int,
     /,
 ) -> int: ...
+def matmul_mixed(
+    packed: int,
+    x: int,
+    x_is_bfloat16: bool,
+    m: int,
+    threshold: float,
+    ids: int,
+    values: int,
+    values_type: int,
+    count: int,
+    bias: int,
+    bias_is_bfloat16: bool,
+    y: int,
+    set: str | None,
+    num_threads: int,
+    /,
+) -> int: ...
 
 class Covers(Enum):
     BOTH_ALIKE = 0

@@ -187,7 +187,7 @@ def linear(
     Raises:
       DataError: NaN or infinity in `x`, unless `grid.by_group`.
     """
-    call = _multiply if _is_plain(x) else _operator
+    call = _multiply if is_plain(x) else _operator
     return call(
         x,
         packed,
@@ -202,7 +202,54 @@ def linear(
     )
 
 
-def _is_plain(x: Tensor) -> bool:
+def mixed_linear(
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    out_features: int,
+    threshold: float,
+    columns: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """LLM.int8(): inputs rounded to INT8 per token but for columns that are multiplied as floats; `csrc/matmul/mixed.h`.
+
+    Not for compilers to look through: `is_plain` says whether it may be called.
+
+    Args:
+      x: float32 or bfloat16 [..., in_features]; all that comes before the last axis is one batch.
+      packed: a weight.
+      bias: float32 or bfloat16 [out_features].
+      threshold: |x| from which on a column is a float one, by what its codes stand for.
+      columns: those that always are: int32 ids [c], rising, and their float values [c, out_features], both contiguous.
+
+    Raises:
+      DataError: NaN or infinity in `x`.
+    """
+    x = x.contiguous()
+    width = x.shape[-1]
+    y = x.new_empty((*x.shape[:-1], out_features))
+    ids, values = columns or (None, None)
+    odd = _native.matmul_mixed(
+        packed.data_ptr(),
+        x.data_ptr(),
+        x.dtype is torch.bfloat16,
+        x.numel() // width,
+        threshold,
+        0 if ids is None else ids.data_ptr(),
+        0 if values is None else values.data_ptr(),
+        0 if values is None else SCALE_TYPES[values.dtype],
+        0 if ids is None else ids.numel(),
+        0 if bias is None else bias.data_ptr(),
+        bias is not None and bias.dtype is torch.bfloat16,
+        y.data_ptr(),
+        _forced.instruction_set,
+        _num_threads(),
+    )
+    if odd:
+        raise DataError(f"{odd} of {x.numel()} elements are NaN or infinite; look at the layer before this one")
+    return y
+
+
+def is_plain(x: Tensor) -> bool:
     """Whether nobody looks on who must see an operator: a compiler, an exporter, a tracer, a mode, a subclass.
 
     The operator's way through torch's dispatcher costs twice as much as the rest of a call: 8 us beside 4.

@@ -56,7 +56,7 @@ class IntegerInputs:
 
     def matmul(self, x: Tensor, packed: PackedWeight, bias: Tensor | None) -> Tensor:
         """Float [..., in_features] to x.dtype [..., out_features]; a token with NaN or infinity gives NaN."""
-        return products.linear(x, packed.memory, _readable(bias), packed.out_features, BY_GROUP)
+        return products.linear(x, packed.memory, readable(bias), packed.out_features, BY_GROUP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class ExactIntegers:
         if scale is not None and scale.dtype != torch.float32:
             scale = scale.to(torch.float32)
         given = x if x.dtype in products.INPUT_TYPES else x.to(torch.float32)
-        bias = _readable(bias)
+        bias = readable(bias)
         y = products.linear(given, packed.memory, bias, packed.out_features, self.grid, scale, zero_point)
         return y.to(x.dtype)
 
@@ -154,6 +154,6 @@ def _by_row(params: Tensor, q: QTensor, groups: int) -> Tensor:
     return by_row.expand(rows, by_row.shape[1] if by_row.shape[1] > 1 else groups)
 
 
-def _readable(bias: Tensor | None) -> Tensor | None:
+def readable(bias: Tensor | None) -> Tensor | None:
     """Float16 biases as float32; what the kernels read stays as it is."""
     return bias if bias is None or bias.dtype in products.INPUT_TYPES else bias.to(torch.float32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,6 +39,11 @@ class QuantLinear(PackedModule):
         self.register_parameter("bias", bias)
         self.kernel: MatmulKernel
         self.choose(kernels)
+
+    @property
+    def multiplied(self) -> tuple[str, Mapping[str, str]]:
+        """The kernel, and why those before it would not."""
+        return self.kernel.name, self.refusals
 
     def choose(self, kernels: Sequence[MatmulKernel]) -> None:
         """Multiply by the first of these that does not refuse: `nn.EXACT` for float inputs as they are."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -45,6 +45,11 @@ class QuantModule(nn.Module):
     def memory(self) -> Tensor:
         """What holds the codes: modules that share a weight share this."""
         return self.codes
+
+    @property
+    def multiplied(self) -> tuple[str, Mapping[str, str]]:
+        """What multiplies by the weight, and why faster kernels do not, by their names."""
+        return "reference", {}
 
     @property
     def dtype(self) -> torch.dtype:

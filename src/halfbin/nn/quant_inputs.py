@@ -13,6 +13,7 @@ the integer way has at most G + 2. Both end with the bias and a rounding to x's 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -26,6 +27,8 @@ from halfbin.nn.reference import Reference
 from halfbin.numerics import IntegerFormat
 from halfbin.tensor import InputQuantizer, InputScheme, QTensor, Scheme, accumulator_bound, int_matmul
 from halfbin.tensor.int_matmul import INT32_MAX
+
+INTEGERS = "exact-integers"  # what reports call the compiled kernel
 
 
 class QuantInputLinear(QuantLinear):
@@ -59,6 +62,11 @@ class QuantInputLinear(QuantLinear):
         self.register_buffer("input_zero_point", inputs.zero_point)
         self.integers = ExactIntegers(inputs.inputs)
         self.slow = self.refusal or self.integers.refuses(q, CpuFeatures.detect())
+
+    @property
+    def multiplied(self) -> tuple[str, Mapping[str, str]]:
+        """Integers by the compiled kernel, or step by step."""
+        return ("reference", {INTEGERS: self.slow}) if self.slow else (INTEGERS, {})
 
     @property
     def quantizer(self) -> InputQuantizer:

@@ -17,7 +17,7 @@ from halfbin.evaluation.speed import Speed, measure_speed
 from halfbin.kernels.streaming import read_rate
 from halfbin.models import Skeleton, load_weights, open_skeleton
 from halfbin.models.running import load_running
-from halfbin.nn import LLMInt8Linear, QuantEmbedding, QuantLinear, QuantModule
+from halfbin.nn import QuantEmbedding, QuantModule
 from halfbin.run import jsonable
 from halfbin.run.events import Event, OnEvent
 from halfbin.run.memory import MemoryPeak, anonymous_bytes, give_back
@@ -203,12 +203,8 @@ def _kernels(model: nn.Module) -> tuple[LayerKernel, ...]:
     found = []
     for name, module in model.named_modules():
         if isinstance(module, QuantModule):
-            kernel, refusals = "reference", dict[str, str]()
-            if isinstance(module, QuantLinear):
-                kernel, refusals = module.kernel.name, dict(module.refusals)
-            elif isinstance(module, LLMInt8Linear):
-                kernel = "LLM.int8(), reference"
-            found.append(LayerKernel(name, module.codes_shape, str(module.scheme), kernel, refusals))
+            kernel, refusals = module.multiplied
+            found.append(LayerKernel(name, module.codes_shape, str(module.scheme), kernel, dict(refusals)))
     return tuple(found)
 
 
