@@ -5,6 +5,8 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <cstring>
 #include <optional>
 #include <tuple>
 
@@ -25,7 +27,7 @@ T* At(uintptr_t address) {
 
 Header MakeHeader(size_t n, size_t k, size_t group_size, uint32_t bits, uint32_t scale_type, bool has_zeros, bool has_sums,
                   int32_t zero) {
-  return {kMagic, bits, n, k, group_size, static_cast<Float>(scale_type), has_zeros, has_sums, zero};
+  return {kMagic, bits, n, k, group_size, static_cast<Float>(scale_type), has_zeros, has_sums, zero, {}};
 }
 
 size_t PackedBytes(size_t n, size_t k, size_t group_size, uint32_t bits, uint32_t scale_type, bool has_zeros, bool has_sums) {
@@ -33,8 +35,10 @@ size_t PackedBytes(size_t n, size_t k, size_t group_size, uint32_t bits, uint32_
 }
 
 void PackInto(uintptr_t codes, int32_t least, uintptr_t scales, uintptr_t zero_points, size_t n, size_t k, size_t group_size,
-              uint32_t bits, uint32_t scale_type, bool has_sums, uintptr_t out, size_t num_threads) {
-  const Header header = MakeHeader(n, k, group_size, bits, scale_type, zero_points != 0, has_sums, -least);
+              uint32_t bits, uint32_t scale_type, bool has_sums, int32_t zero, nb::bytes table, uintptr_t out, size_t num_threads) {
+  Header header = MakeHeader(n, k, group_size, bits, scale_type, zero_points != 0, has_sums, zero);
+  std::memcpy(header.table, table.c_str(), std::min(table.size(), sizeof header.table));
+  const nb::gil_scoped_release without_the_interpreter;
   Pack(header, {At<const uint8_t>(codes), least, At<const void>(scales), At<const int32_t>(zero_points)}, At<uint8_t>(out),
        num_threads);
 }
@@ -99,7 +103,7 @@ void BindMatmul(nb::module_& m) {
   }, nb::call_guard<nb::gil_scoped_release>(), "The sum of the 64-bit words of some memory: what reading it costs.");
   m.def("matmul_sets", &InstructionSets, "Instruction sets that products run on here, the preferred one first.");
   m.def("matmul_packed_bytes", &PackedBytes, "Bytes of a packed weight.");
-  m.def("matmul_pack", &PackInto, nb::call_guard<nb::gil_scoped_release>(), "Fill the memory of a packed weight.");
+  m.def("matmul_pack", &PackInto, "Fill the memory of a packed weight.");
   m.def("matmul_describe", &Describe, "Sizes and types of a packed weight.");
   m.def("matmul_unpack", &UnpackInto, nb::call_guard<nb::gil_scoped_release>(), "The codes, scales and zero points that were packed.");
   m.def("matmul", &Multiply, nb::arg("packed"), nb::arg("x"), nb::arg("x_is_bfloat16"), nb::arg("m"), nb::arg("by_group"),

@@ -37,7 +37,7 @@ void PackBlock(const Weights& w, const Source& source, size_t first_row, size_t 
     int32_t sum = 0;
     for (size_t c = 0; c < columns; ++c) {
       const uint8_t u = static_cast<uint8_t>(row[c] - source.least);
-      sum += u;
+      sum += w.has_table ? h.table[u] : u;
       const Place p = PlaceOf(h.bits, c);
       out[p.byte] |= static_cast<uint8_t>(u << p.shift);
     }
@@ -72,6 +72,7 @@ void UnpackBlock(const Weights& w, const Target& target, size_t first_row, size_
 Weights View(const Header& header, const uint8_t* buffer) {
   Weights w{};
   w.header = header;
+  for (const uint8_t value : header.table) w.has_table |= value != 0;
   const bool one_group = header.group_size >= header.k;
   w.groups = one_group ? 1 : (header.k + header.group_size - 1) / header.group_size;
   const size_t columns = one_group ? header.k : header.group_size;
@@ -100,7 +101,10 @@ void Pack(const Header& header, const Source& source, uint8_t* buffer, size_t nu
 
 void ColumnOfCodes(const Weights& weights, const uint8_t* block, size_t column, uint8_t* out) {
   const Place p = PlaceOf(weights.header.bits, column);
-  for (size_t r = 0; r < kPanelRows; ++r) out[r] = static_cast<uint8_t>(block[p.byte + r * 4] >> p.shift & p.mask);
+  for (size_t r = 0; r < kPanelRows; ++r) {
+    const uint8_t u = static_cast<uint8_t>(block[p.byte + r * 4] >> p.shift & p.mask);
+    out[r] = weights.has_table ? weights.header.table[u] : u;
+  }
 }
 
 void Unpack(const Weights& weights, const Target& target, size_t num_threads) {

@@ -34,7 +34,7 @@ struct Problem {
   InputGrid grid;
 
   explicit Problem(const Case& of) : c(of), groups((of.k + of.group_size - 1) / of.group_size) {
-    const int32_t top = c.bits == 4 ? 15 : 255;
+    const int32_t top = (1 << c.bits) - 1;
     for (size_t i = 0; i < c.n * c.k; ++i) codes.push_back(static_cast<uint8_t>(Random(0, top)));
     for (size_t i = 0; i < c.n * groups; ++i) {
       scales.push_back(static_cast<float>(Random(1, 1000)) * 1e-4f);
@@ -59,7 +59,7 @@ struct Problem {
     float y = 0;
     for (size_t g = 0; g < groups; ++g) {
       int64_t total = 0;
-      const int32_t zero = c.zeros ? zero_points[r * groups + g] : c.bits == 4 ? 8 : 128;
+      const int32_t zero = c.zeros ? zero_points[r * groups + g] : 1 << (c.bits - 1);
       for (size_t j = g * c.group_size; j < c.k && j < (g + 1) * c.group_size; ++j) {
         total += (codes[r * c.k + j] - zero) * static_cast<int64_t>(x[t * c.k + j]);
       }
@@ -71,7 +71,7 @@ struct Problem {
 
 bool Check(const Case& c, const InstructionSet& set, size_t num_threads) {
   const Problem p(c);
-  const Header header{kMagic, c.bits, c.n, c.k, c.group_size, Float::kFloat32, c.zeros, c.x_zeros, c.bits == 4 ? 8 : 128};
+  const Header header{kMagic, c.bits, c.n, c.k, c.group_size, Float::kFloat32, c.zeros, c.x_zeros, 1 << (c.bits - 1), {}};
   const size_t bytes = View(header, nullptr).bytes;
   struct Free {
     void operator()(uint8_t* memory) const { operator delete(memory, std::align_val_t(64)); }
@@ -109,7 +109,7 @@ int main() {
   int wrong = 0, cases = 0;
   for (const std::string& name : InstructionSets()) {
     const InstructionSet& set = *Find(name.c_str(), 0);
-    for (const uint32_t bits : {4u, 8u}) {
+    for (const uint32_t bits : {2u, 4u, 8u}) {
       for (const bool zeros : {false, true}) {
         for (const auto& [n, k, m] : {std::array<size_t, 3>{1, 1, 1}, {3, 7, 2}, {64, 64, 3}, {65, 130, 4}, {70, 96, 5}, {129, 320, 7},
                                       {10, 600, 17}, {66, 160, 33}, {64, 32, 300}}) {

@@ -25,6 +25,9 @@ SCHEMES = [
     "uint8-b16x64-asym",
     "int8-g32-e8m0",
     "int4-b32x300",
+    "int2-g64-asym",
+    "mxfp4",
+    "fp4_e2m1-g64-f16",
 ]
 schemes = pytest.mark.parametrize("text", SCHEMES)
 

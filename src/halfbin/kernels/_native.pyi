@@ -22,6 +22,8 @@ def matmul_pack(
     bits: int,
     scale_type: int,
     has_sums: bool,
+    zero: int,
+    table: bytes,
     out: int,
     num_threads: int,
     /,

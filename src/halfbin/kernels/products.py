@@ -6,14 +6,14 @@ sums over k in INT32, everything after them in float32, groups in their order, o
 instruction set and every number of threads gives the same bits; `csrc/matmul/product.h` has the order of operations.
 
 A weight is repacked once, at load (`pack`), into a layout of the kernels' own (`csrc/matmul/weights.h`): rows in panels of 64,
-four columns to a 32-bit lane, codes of up to 4 bits two to a byte, scales beside the codes that they belong to. `linear`
-multiplies by it.
+four columns to a 32-bit lane, codes of 2 and 4 bits four and two to a byte, scales beside the codes that they belong to.
+`linear` multiplies by it.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +84,7 @@ def pack(
     least: int,
     group_size: int,
     sums: bool = False,
+    table: Sequence[int] | None = None,
 ) -> Tensor:
     """A weight in the layout of these products: uint8 [bytes], made by `torch.get_num_threads()` threads.
 
@@ -91,10 +92,11 @@ def pack(
       codes: int8 or uint8 [out_features, in_features], least <= codes < least + 2**bits.
       scale: float32, float16 or bfloat16 [out_features, groups], finite.
       zero_point: int32 shaped like scale, in the range of the codes; None for 0.
-      bits: of a code; those of up to 4 are stored in 4.
+      bits: of a code; stored in 2, 4 or 8.
       least: the least code of the format.
       group_size: columns that share a scale: a multiple of 32, or in_features and more for one scale a row.
       sums: whether inputs with a zero point will be multiplied, which needs sums of codes.
+      table: 16 integers, from -128 to 127: what codes from 0 to 15 stand for. Without zero points.
     """
     rows, columns = codes.shape
     groups = -(-columns // min(group_size, columns))
@@ -104,9 +106,10 @@ def pack(
         raise ValueError(
             f"scale is {list(scale.shape)}, expected {[rows, groups]} for codes {list(codes.shape)}, and zero points alike"
         )
+    low = least if table is None else min(table)
     codes, scale = codes.contiguous(), scale.contiguous()
     zeros = None if zero_point is None else zero_point.to(torch.int32).contiguous()
-    shape = (rows, columns, group_size, 4 if bits <= 4 else 8, SCALE_TYPES[scale.dtype])
+    shape = (rows, columns, group_size, 2 if bits <= 2 else 4 if bits <= 4 else 8, SCALE_TYPES[scale.dtype])
     packed = torch.empty(_native.matmul_packed_bytes(*shape, zeros is not None, sums), dtype=torch.uint8)
     _native.matmul_pack(
         codes.data_ptr(),
@@ -115,6 +118,8 @@ def pack(
         0 if zeros is None else zeros.data_ptr(),
         *shape,
         sums,
+        -low,
+        b"" if table is None else bytes(value - low for value in table),
         packed.data_ptr(),
         _num_threads(),
     )
