@@ -275,8 +275,8 @@ inline void LookUpNibbles(const uint8_t* __restrict codes, size_t columns, const
 //   Nibbles(codes, columns, x, tiles, add, totals)   each other x_tile_bytes apart; totals uint32 [tiles * tile][64], set or added to
 //   Centred(...)                                     as Bytes, for what Unpack made, where kCentres
 //   Unpack(codes, columns, block, weights, out)      from 4 bits to 8
-//   Crumbs(...), LookedUp(..., table)                as Nibbles, codes of 2 bits and those with a table, where kAllKinds; without it they
-//                                                    always become bytes first, by the loops above
+//   Crumbs(...), LookedUp(..., table)                as Nibbles, codes of 2 bits and those with a table; where there is no such function
+//                                                    they always become bytes first, by the loops above
 //
 // Totals are scaled one call late, so that the processor has products to work on meanwhile.
 template <class Dot>
@@ -312,8 +312,9 @@ class Multiplier {
     alignas(64) float scales[kPanelRows];
     LoadScales(w, block, scales);
     const bool plain = w.header.bits == 8 || (w.header.bits == 4 && !w.has_table);
+    const bool as_they_are = w.header.bits == 2 ? kHasCrumbs : kHasTables;
     const bool unpack = plain ? w.header.bits == 4 && (several_ || Dot::kAlwaysUnpacks) && !Dot::kNeverUnpacks
-                              : several_ || !kAllKinds;
+                              : several_ || !as_they_are;
     // Unpacked codes lie in memory of one chunk; other codes are cut so that they stay in the cache for all tiles.
     const size_t most = unpack || several_ ? kColumnChunk : w.padded;
     for (size_t c = 0; c < w.padded; c += most) {
@@ -365,8 +366,10 @@ class Multiplier {
 
   void Call(uint32_t bits, bool centred, const uint8_t* codes, size_t columns, const int8_t* x, size_t tiles, bool add,
             uint32_t* totals) {
-    if constexpr (kAllKinds) {
+    if constexpr (kHasCrumbs) {
       if (bits == 2) return dot_.Crumbs(codes, columns, x, tiles, add, totals);
+    }
+    if constexpr (kHasTables) {
       if (bits == 4 && p_.weights.has_table) {
         return dot_.LookedUp(codes, columns, x, tiles, add, totals, p_.weights.header.table);
       }
@@ -376,7 +379,7 @@ class Multiplier {
     dot_.Bytes(codes, columns, x, tiles, add, totals);
   }
 
-  static constexpr bool kAllKinds = requires { &Dot::Crumbs; };
+  static constexpr bool kHasCrumbs = requires { &Dot::Crumbs; }, kHasTables = requires { &Dot::LookedUp; };
 
   const Product& p_;
   Dot dot_;

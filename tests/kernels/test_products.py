@@ -206,7 +206,7 @@ def test_scales_are_read_exactly_as_they_are_stored(dtype: torch.dtype, name: st
 
 
 @sets
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("code", ["least", "greatest", "both"])
 def test_extreme_codes_on_both_sides_saturate_nothing(code: str, bits: int, name: str) -> None:
     n, k = 64, 1024
