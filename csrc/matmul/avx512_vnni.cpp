@@ -62,52 +62,65 @@ void DotBytes(const uint8_t* codes, size_t columns, const int8_t* x, bool add, u
   End<T>(acc, totals);
 }
 
-template <size_t T>
-void DotNibbles(const uint8_t* codes, size_t columns, const int8_t* x, bool add, uint32_t* totals) {
-  const __m512i low = _mm512_set1_epi8(0xf);
+// Codes of `Bits` bits, 32 / Bits columns at a time: four of them for each j.
+template <size_t T, unsigned Bits, bool Table>
+void DotPacked(const uint8_t* codes, size_t columns, const int8_t* x, bool add, uint32_t* totals, const uint8_t* table) {
+  constexpr size_t kSteps = 8 / Bits;
+  const __m512i mask = _mm512_set1_epi8((1 << Bits) - 1);
+  const __m512i values = Table ? _mm512_maskz_broadcast_i32x4(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(table))) : mask;
   __m512i acc[T][kVectors];
   Begin<T>(add, totals, acc);
-  for (size_t c = 0; c < columns; c += 8, codes += 256, x += 8 * T) {
-    __m512i u[kVectors], next[kVectors];
+  for (size_t c = 0; c < columns; c += 4 * kSteps, codes += 256, x += 4 * kSteps * T) {
+    __m512i u[kSteps][kVectors];
     HALFBIN_UNROLL
     for (size_t v = 0; v < kVectors; ++v) {
-      const __m512i both = _mm512_load_si512(codes + v * 64);
+      const __m512i all = _mm512_load_si512(codes + v * 64);
       _mm_prefetch(reinterpret_cast<const char*>(codes + kAhead + v * 64), _MM_HINT_T0);
-      u[v] = _mm512_and_si512(both, low);
-      next[v] = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
+      HALFBIN_UNROLL
+      for (size_t j = 0; j < kSteps; ++j) {
+        u[j][v] = _mm512_and_si512(_mm512_srli_epi16(all, static_cast<unsigned>(j * Bits)), mask);
+        if constexpr (Table) u[j][v] = _mm512_shuffle_epi8(values, u[j][v]);
+      }
     }
     HALFBIN_UNROLL
-    for (size_t t = 0; t < T; ++t) {
-      const __m512i s = Spread(x + 4 * t);
+    for (size_t j = 0; j < kSteps; ++j) {
       HALFBIN_UNROLL
-      for (size_t v = 0; v < kVectors; ++v) DotInto(acc[t][v], u[v], s);
-    }
-    HALFBIN_UNROLL
-    for (size_t t = 0; t < T; ++t) {
-      const __m512i s = Spread(x + 4 * (T + t));
-      HALFBIN_UNROLL
-      for (size_t v = 0; v < kVectors; ++v) DotInto(acc[t][v], next[v], s);
+      for (size_t t = 0; t < T; ++t) {
+        const __m512i s = Spread(x + 4 * (j * T + t));
+        HALFBIN_UNROLL
+        for (size_t v = 0; v < kVectors; ++v) DotInto(acc[t][v], u[j][v], s);
+      }
     }
   }
   End<T>(acc, totals);
 }
 
-using DotFunction = void (*)(const uint8_t*, size_t, const int8_t*, bool, uint32_t*);
-constexpr DotFunction kBytes[] = {&DotBytes<1>, &DotBytes<2>, &DotBytes<3>, &DotBytes<4>, &DotBytes<5>, &DotBytes<6>};
-constexpr DotFunction kNibbles[] = {&DotNibbles<1>, &DotNibbles<2>, &DotNibbles<3>,
-                                    &DotNibbles<4>, &DotNibbles<5>, &DotNibbles<6>};
+using BytesFunction = void (*)(const uint8_t*, size_t, const int8_t*, bool, uint32_t*);
+using PackedFunction = void (*)(const uint8_t*, size_t, const int8_t*, bool, uint32_t*, const uint8_t*);
+constexpr BytesFunction kBytes[] = {&DotBytes<1>, &DotBytes<2>, &DotBytes<3>, &DotBytes<4>, &DotBytes<5>, &DotBytes<6>};
+
+template <unsigned Bits, bool Table>
+constexpr PackedFunction kPacked[] = {&DotPacked<1, Bits, Table>, &DotPacked<2, Bits, Table>, &DotPacked<3, Bits, Table>,
+                                      &DotPacked<4, Bits, Table>, &DotPacked<5, Bits, Table>, &DotPacked<6, Bits, Table>};
 
 struct Dot {
   static constexpr size_t kTilesAtOnce = 1, kPartRows = kPanelRows;
   static constexpr bool kNeverUnpacks = false, kAlwaysUnpacks = false, kCentres = false;
-  DotFunction bytes, nibbles;
-  explicit Dot(const Inputs& x) : bytes(kBytes[x.tile - 1]), nibbles(kNibbles[x.tile - 1]) {}
+  size_t tile;
+  explicit Dot(const Inputs& x) : tile(x.tile) {}
 
   void Bytes(const uint8_t* codes, size_t columns, const int8_t* x, size_t, bool add, uint32_t* totals) const {
-    bytes(codes, columns, x, add, totals);
+    kBytes[tile - 1](codes, columns, x, add, totals);
   }
   void Nibbles(const uint8_t* codes, size_t columns, const int8_t* x, size_t, bool add, uint32_t* totals) const {
-    nibbles(codes, columns, x, add, totals);
+    kPacked<4, false>[tile - 1](codes, columns, x, add, totals, nullptr);
+  }
+  void Crumbs(const uint8_t* codes, size_t columns, const int8_t* x, size_t, bool add, uint32_t* totals) const {
+    kPacked<2, false>[tile - 1](codes, columns, x, add, totals, nullptr);
+  }
+  void LookedUp(const uint8_t* codes, size_t columns, const int8_t* x, size_t, bool add, uint32_t* totals,
+                const uint8_t* table) const {
+    kPacked<4, true>[tile - 1](codes, columns, x, add, totals, table);
   }
   void Centred(const uint8_t*, size_t, const int8_t*, size_t, bool, uint32_t*) const {}
   void Unpack(const uint8_t* codes, size_t columns, const uint8_t*, const Weights&, uint8_t* out) const {

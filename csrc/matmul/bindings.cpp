@@ -2,12 +2,16 @@
 
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <cstring>
 #include <optional>
+#include <tuple>
 
 #include "cpu/read.h"
-#include "matmul/linear.h"
+#include "matmul/mixed.h"
 
 namespace nb = nanobind;
 
@@ -23,7 +27,7 @@ T* At(uintptr_t address) {
 
 Header MakeHeader(size_t n, size_t k, size_t group_size, uint32_t bits, uint32_t scale_type, bool has_zeros, bool has_sums,
                   int32_t zero) {
-  return {kMagic, bits, n, k, group_size, static_cast<Float>(scale_type), has_zeros, has_sums, zero};
+  return {kMagic, bits, n, k, group_size, static_cast<Float>(scale_type), has_zeros, has_sums, zero, {}};
 }
 
 size_t PackedBytes(size_t n, size_t k, size_t group_size, uint32_t bits, uint32_t scale_type, bool has_zeros, bool has_sums) {
@@ -31,10 +35,23 @@ size_t PackedBytes(size_t n, size_t k, size_t group_size, uint32_t bits, uint32_
 }
 
 void PackInto(uintptr_t codes, int32_t least, uintptr_t scales, uintptr_t zero_points, size_t n, size_t k, size_t group_size,
-              uint32_t bits, uint32_t scale_type, bool has_sums, uintptr_t out, size_t num_threads) {
-  const Header header = MakeHeader(n, k, group_size, bits, scale_type, zero_points != 0, has_sums, -least);
+              uint32_t bits, uint32_t scale_type, bool has_sums, int32_t zero, nb::bytes table, uintptr_t out, size_t num_threads) {
+  Header header = MakeHeader(n, k, group_size, bits, scale_type, zero_points != 0, has_sums, zero);
+  std::memcpy(header.table, table.c_str(), std::min(table.size(), sizeof header.table));
+  const nb::gil_scoped_release without_the_interpreter;
   Pack(header, {At<const uint8_t>(codes), least, At<const void>(scales), At<const int32_t>(zero_points)}, At<uint8_t>(out),
        num_threads);
+}
+
+// What a packed weight says of itself: n, k, groups, type of scales, whether it has zero points.
+std::tuple<size_t, size_t, size_t, uint32_t, bool> Describe(uintptr_t packed) {
+  const Weights w = View(*At<const Header>(packed), nullptr);
+  return {w.header.n, w.header.k, w.groups, static_cast<uint32_t>(w.header.scale_type), w.header.has_zeros != 0};
+}
+
+void UnpackInto(uintptr_t packed, uintptr_t codes, int32_t least, uintptr_t scales, uintptr_t zero_points, size_t num_threads) {
+  Unpack(View(*At<const Header>(packed), At<const uint8_t>(packed)),
+         {At<uint8_t>(codes), least, At<void>(scales), At<int32_t>(zero_points)}, num_threads);
 }
 
 // The number of tokens that are not finite, or -1: nothing of this name.
@@ -59,6 +76,25 @@ int64_t Multiply(uintptr_t packed, uintptr_t x, bool x_is_bfloat16, size_t m, bo
   return static_cast<int64_t>(Run(linear, *set, num_threads));
 }
 
+// The number of inputs that are not finite, or -1: nothing of this name.
+int64_t MultiplyMixed(uintptr_t packed, uintptr_t x, bool x_is_bfloat16, size_t m, float threshold, uintptr_t ids, uintptr_t values,
+                      uint32_t values_type, size_t count, uintptr_t bias, bool bias_is_bfloat16, uintptr_t y,
+                      std::optional<const char*> set_name, size_t num_threads) {
+  const InstructionSet* set = Find(set_name.value_or(nullptr), m);
+  if (set == nullptr) return -1;
+  const auto type = [](bool narrow) { return narrow ? Float::kBfloat16 : Float::kFloat32; };
+  const Linear linear{View(*At<const Header>(packed), At<const uint8_t>(packed)),
+                      {At<const void>(x), type(x_is_bfloat16)},
+                      m,
+                      {InputGrid::Scales::kToken, true, -128, 127, 0, 0},
+                      {At<const void>(bias), type(bias_is_bfloat16)},
+                      At<void>(y),
+                      type(x_is_bfloat16)};
+  const nb::gil_scoped_release without_the_interpreter;
+  const FloatColumns columns{threshold, At<const int32_t>(ids), {At<const void>(values), static_cast<Float>(values_type)}, count};
+  return static_cast<int64_t>(RunMixed(linear, columns, *set, num_threads));
+}
+
 }  // namespace
 
 void BindMatmul(nb::module_& m) {
@@ -67,11 +103,17 @@ void BindMatmul(nb::module_& m) {
   }, nb::call_guard<nb::gil_scoped_release>(), "The sum of the 64-bit words of some memory: what reading it costs.");
   m.def("matmul_sets", &InstructionSets, "Instruction sets that products run on here, the preferred one first.");
   m.def("matmul_packed_bytes", &PackedBytes, "Bytes of a packed weight.");
-  m.def("matmul_pack", &PackInto, nb::call_guard<nb::gil_scoped_release>(), "Fill the memory of a packed weight.");
+  m.def("matmul_pack", &PackInto, "Fill the memory of a packed weight.");
+  m.def("matmul_describe", &Describe, "Sizes and types of a packed weight.");
+  m.def("matmul_unpack", &UnpackInto, nb::call_guard<nb::gil_scoped_release>(), "The codes, scales and zero points that were packed.");
   m.def("matmul", &Multiply, nb::arg("packed"), nb::arg("x"), nb::arg("x_is_bfloat16"), nb::arg("m"), nb::arg("by_group"),
         nb::arg("symmetric"), nb::arg("qmin"), nb::arg("qmax"), nb::arg("scale"), nb::arg("zero_point"), nb::arg("bias"),
         nb::arg("bias_is_bfloat16"), nb::arg("y"), nb::arg("set").none(), nb::arg("num_threads"),
         "x_hat @ w_hat.T + bias; returns the number of tokens that are not finite.");
+  m.def("matmul_mixed", &MultiplyMixed, nb::arg("packed"), nb::arg("x"), nb::arg("x_is_bfloat16"), nb::arg("m"), nb::arg("threshold"),
+        nb::arg("ids"), nb::arg("values"), nb::arg("values_type"), nb::arg("count"), nb::arg("bias"), nb::arg("bias_is_bfloat16"),
+        nb::arg("y"), nb::arg("set").none(), nb::arg("num_threads"),
+        "The same with columns of outliers in floats; returns the number of inputs that are not finite.");
 }
 
 }  // namespace halfbin

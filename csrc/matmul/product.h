@@ -19,7 +19,7 @@
 namespace halfbin::matmul {
 
 struct Tensor {
-  const void* data;  // float32 or bfloat16, rows `width` apart; null: there is none
+  const void* data;  // rows lie one behind the other; null: there is none
   Float type;
 };
 

@@ -6,7 +6,11 @@
 #include <cstring>
 #include <limits>
 
-#include "matmul/product.h"
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
+#include "matmul/scalars.h"
 
 // Unrolls the loop that follows, of at most 8 turns, early enough for an array of sums that it goes over to become registers: gcc 12
 // left them in memory, which took three quarters of the speed (0.23 against 0.8 TOPS at 6 tokens x 64 rows, AVX512-VNNI).
@@ -14,43 +18,6 @@
 
 namespace halfbin::matmul {
 namespace {
-
-inline uint32_t BitsOf(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  return bits;
-}
-
-inline float FromBits(uint32_t bits) {
-  float x;
-  std::memcpy(&x, &bits, 4);
-  return x;
-}
-
-// float16 to float32, exact for finite numbers: the exponent is moved by a product, which makes normal numbers of subnormal ones.
-inline float FromHalf(uint16_t half) {
-  const float magnitude = FromBits((half & 0x7fffu) << 13) * 0x1p112f;
-  return FromBits(BitsOf(magnitude) | (half & 0x8000u) << 16);
-}
-
-inline float FromBfloat16(uint16_t bits) { return FromBits(static_cast<uint32_t>(bits) << 16); }
-
-// To nearest, half to even; NaN stays NaN.
-inline uint16_t ToBfloat16(float x) {
-  const uint32_t bits = BitsOf(x);
-  const uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-  return static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
-}
-
-// n <= 64 numbers from x[at] on, float32 or bfloat16.
-inline void Load(const Tensor& x, size_t at, size_t n, float* out) {
-  if (x.type == Float::kFloat32) {
-    std::memcpy(out, static_cast<const float*>(x.data) + at, n * 4);
-  } else {
-    const uint16_t* from = static_cast<const uint16_t*>(x.data) + at;
-    for (size_t i = 0; i < n; ++i) out[i] = FromBfloat16(from[i]);
-  }
-}
 
 // The same, and zeros up to 64 behind them: whole pieces become vector instructions.
 inline void LoadPiece(const Tensor& x, size_t at, size_t n, float* out) {
@@ -276,6 +243,41 @@ inline void Finish(const Product& p, size_t panel, size_t first_token, size_t to
   }
 }
 
+// `columns` of a panel, a multiple of 16, to weights.h's layout of 8 bits: from 2 bits.
+// Four bytes at once: no instruction set here shifts single ones, and gcc 12 then made words of them.
+inline void UnpackCrumbs(const uint8_t* codes, size_t columns, uint8_t* out) {
+  using Word [[gnu::may_alias]] = uint32_t;
+  const Word* __restrict from = reinterpret_cast<const Word*>(codes);
+  Word* __restrict to = reinterpret_cast<Word*>(out);
+  for (size_t c = 0; c < columns; c += 16, from += 64, to += 256) {
+    for (size_t i = 0; i < 64; ++i) {
+      const uint32_t four = from[i];
+      to[i] = four & 0x03030303u, to[64 + i] = four >> 2 & 0x03030303u;
+      to[128 + i] = four >> 4 & 0x03030303u, to[192 + i] = four >> 6 & 0x03030303u;
+    }
+  }
+}
+
+// The same from 4 bits, a multiple of 8 columns, through the table of 16 bytes.
+inline void LookUpNibbles(const uint8_t* __restrict codes, size_t columns, const uint8_t* table, uint8_t* __restrict out) {
+#ifdef __AVX2__
+  const __m256i values = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+  const __m256i low = _mm256_set1_epi8(0xf);
+  for (size_t c = 0; c < columns; c += 8, codes += 256, out += 512) {
+    for (size_t i = 0; i < 256; i += 32) {
+      const __m256i both = _mm256_load_si256(reinterpret_cast<const __m256i*>(codes + i));
+      const __m256i next = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
+      _mm256_store_si256(reinterpret_cast<__m256i*>(out + i), _mm256_shuffle_epi8(values, _mm256_and_si256(both, low)));
+      _mm256_store_si256(reinterpret_cast<__m256i*>(out + 256 + i), _mm256_shuffle_epi8(values, next));
+    }
+  }
+#else
+  for (size_t c = 0; c < columns; c += 8, codes += 256, out += 512) {
+    for (size_t i = 0; i < 256; ++i) out[i] = table[codes[i] & 0xf], out[256 + i] = table[codes[i] >> 4];
+  }
+#endif
+}
+
 // The order of a product: blocks of tokens, panels, groups, chunks of columns, parts of a panel's rows, tiles of tokens. `Dot` has
 //
 //   kTilesAtOnce, kPartRows           tiles of tokens and rows of a panel that one call takes
@@ -286,6 +288,8 @@ inline void Finish(const Product& p, size_t panel, size_t first_token, size_t to
 //   Nibbles(codes, columns, x, tiles, add, totals)   each other x_tile_bytes apart; totals uint32 [tiles * tile][64], set or added to
 //   Centred(...)                                     as Bytes, for what Unpack made, where kCentres
 //   Unpack(codes, columns, block, weights, out)      from 4 bits to 8
+//   Crumbs(...), LookedUp(..., table)                as Nibbles, codes of 2 bits and those with a table; where there is no such function
+//                                                    they always become bytes first, by the loops above
 //
 // Totals are scaled one call late, so that the processor has products to work on meanwhile.
 template <class Dot>
@@ -320,23 +324,33 @@ class Multiplier {
     const uint8_t* block = w.panels + panel * w.panel_bytes + g * w.block_bytes;
     alignas(64) float scales[kPanelRows];
     LoadScales(w, block, scales);
-    const bool unpack = w.header.bits == 4 && (several_ || Dot::kAlwaysUnpacks) && !Dot::kNeverUnpacks;
+    const bool plain = w.header.bits == 8 || (w.header.bits == 4 && !w.has_table);
+    const bool as_they_are = w.header.bits == 2 ? kHasCrumbs : kHasTables;
+    const bool unpack = plain ? w.header.bits == 4 && (several_ || Dot::kAlwaysUnpacks) && !Dot::kNeverUnpacks
+                              : several_ || !as_they_are;
     // Unpacked codes lie in memory of one chunk; other codes are cut so that they stay in the cache for all tiles.
     const size_t most = unpack || several_ ? kColumnChunk : w.padded;
     for (size_t c = 0; c < w.padded; c += most) {
       const size_t columns = w.padded - c < most ? w.padded - c : most;
       const uint8_t* codes = block + c * kPanelRows * w.header.bits / 8;
-      if (unpack) dot_.Unpack(codes, columns, block, w, unpacked_);
-      Chunk(block, scales, g, c, columns, unpack ? unpacked_ : codes, unpack);
+      if (unpack && plain) {
+        dot_.Unpack(codes, columns, block, w, unpacked_);
+      } else if (unpack && w.has_table) {
+        LookUpNibbles(codes, columns, w.header.table, unpacked_);
+      } else if (unpack) {
+        UnpackCrumbs(codes, columns, unpacked_);
+      }
+      Chunk(block, scales, g, c, columns, unpack ? unpacked_ : codes, unpack, unpack && plain && Dot::kCentres);
     }
   }
 
   // All tiles of the block times one chunk; behind a group's last chunk, totals go into y.
-  void Chunk(const uint8_t* block, const float* scales, size_t g, size_t c, size_t columns, const uint8_t* codes, bool unpacked) {
+  void Chunk(const uint8_t* block, const float* scales, size_t g, size_t c, size_t columns, const uint8_t* codes, bool unpacked,
+             bool centred) {
     const Weights& w = p_.weights;
     const Inputs& x = p_.inputs;
-    const bool last = c + columns == w.padded, centred = unpacked && Dot::kCentres;
-    const bool nibbles = w.header.bits == 4 && !unpacked;
+    const bool last = c + columns == w.padded;
+    const uint32_t bits = unpacked ? 8 : w.header.bits;
     const size_t tile_bytes = w.groups * w.padded * x.tile;
     const auto add_group = [&](size_t tile, size_t tiles, size_t row) {
       const size_t token = (tile - first_tile_) * x.tile;
@@ -355,19 +369,30 @@ class Multiplier {
         for (const uint8_t* end = next + slice; next < end; next += 64) __builtin_prefetch(next, 0, 2);
         const int8_t* s = x.codes + tile * tile_bytes + (g * w.padded + c) * x.tile;
         uint32_t* totals = totals_ + (tile - first_tile_) * x.tile * kPanelRows + row;
-        if (nibbles) {
-          dot_.Nibbles(codes + row * 4, columns, s, tiles, c != 0, totals);
-        } else if (centred) {
-          dot_.Centred(codes + row * 4, columns, s, tiles, c != 0, totals);
-        } else {
-          dot_.Bytes(codes + row * 4, columns, s, tiles, c != 0, totals);
-        }
+        Call(bits, centred, codes + row * 4, columns, s, tiles, c != 0, totals);
         if (last && late_tiles != 0) add_group(late_tile, late_tiles, late_row);
         late_tile = tile, late_tiles = tiles, late_row = row;
       }
     }
     if (last) add_group(late_tile, late_tiles, late_row);
   }
+
+  void Call(uint32_t bits, bool centred, const uint8_t* codes, size_t columns, const int8_t* x, size_t tiles, bool add,
+            uint32_t* totals) {
+    if constexpr (kHasCrumbs) {
+      if (bits == 2) return dot_.Crumbs(codes, columns, x, tiles, add, totals);
+    }
+    if constexpr (kHasTables) {
+      if (bits == 4 && p_.weights.has_table) {
+        return dot_.LookedUp(codes, columns, x, tiles, add, totals, p_.weights.header.table);
+      }
+    }
+    if (bits == 4) return dot_.Nibbles(codes, columns, x, tiles, add, totals);
+    if (centred) return dot_.Centred(codes, columns, x, tiles, add, totals);
+    dot_.Bytes(codes, columns, x, tiles, add, totals);
+  }
+
+  static constexpr bool kHasCrumbs = requires { &Dot::Crumbs; }, kHasTables = requires { &Dot::LookedUp; };
 
   const Product& p_;
   Dot dot_;

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "matmul/linear.h"
+#include "matmul/mixed.h"
 
 namespace {
 
@@ -34,7 +34,7 @@ struct Problem {
   InputGrid grid;
 
   explicit Problem(const Case& of) : c(of), groups((of.k + of.group_size - 1) / of.group_size) {
-    const int32_t top = c.bits == 4 ? 15 : 255;
+    const int32_t top = (1 << c.bits) - 1;
     for (size_t i = 0; i < c.n * c.k; ++i) codes.push_back(static_cast<uint8_t>(Random(0, top)));
     for (size_t i = 0; i < c.n * groups; ++i) {
       scales.push_back(static_cast<float>(Random(1, 1000)) * 1e-4f);
@@ -59,7 +59,7 @@ struct Problem {
     float y = 0;
     for (size_t g = 0; g < groups; ++g) {
       int64_t total = 0;
-      const int32_t zero = c.zeros ? zero_points[r * groups + g] : c.bits == 4 ? 8 : 128;
+      const int32_t zero = c.zeros ? zero_points[r * groups + g] : 1 << (c.bits - 1);
       for (size_t j = g * c.group_size; j < c.k && j < (g + 1) * c.group_size; ++j) {
         total += (codes[r * c.k + j] - zero) * static_cast<int64_t>(x[t * c.k + j]);
       }
@@ -71,14 +71,22 @@ struct Problem {
 
 bool Check(const Case& c, const InstructionSet& set, size_t num_threads) {
   const Problem p(c);
-  const Header header{kMagic, c.bits, c.n, c.k, c.group_size, Float::kFloat32, c.zeros, c.x_zeros, c.bits == 4 ? 8 : 128};
+  const Header header{kMagic, c.bits, c.n, c.k, c.group_size, Float::kFloat32, c.zeros, c.x_zeros, 1 << (c.bits - 1), {}};
   const size_t bytes = View(header, nullptr).bytes;
   struct Free {
     void operator()(uint8_t* memory) const { operator delete(memory, std::align_val_t(64)); }
   };
   const std::unique_ptr<uint8_t, Free> packed(static_cast<uint8_t*>(operator new(bytes, std::align_val_t(64))));
   Pack(header, {p.codes.data(), 0, p.scales.data(), c.zeros ? p.zero_points.data() : nullptr}, packed.get(), num_threads);
-  std::vector<float> y(c.m * c.n);
+  std::vector<uint8_t> codes(p.codes.size());
+  std::vector<float> scales(p.scales.size()), y(c.m * c.n);
+  std::vector<int32_t> zero_points(p.zero_points.size());
+  Unpack(View(header, packed.get()), {codes.data(), 0, scales.data(), c.zeros ? zero_points.data() : nullptr}, num_threads);
+  if (codes != p.codes || scales != p.scales || (c.zeros && zero_points != p.zero_points)) {
+    std::printf("%zu x %zu, groups of %zu, %u bits, zeros %d: unpacked is not what was packed\n", c.n, c.k, c.group_size, c.bits,
+                c.zeros);
+    return false;
+  }
   const Linear linear{View(header, packed.get()), {p.x.data(), Float::kFloat32}, c.m, p.grid, {p.bias.data(), Float::kFloat32},
                       y.data(), Float::kFloat32};
   Run(linear, set, num_threads);
@@ -95,13 +103,56 @@ bool Check(const Case& c, const InstructionSet& set, size_t num_threads) {
   return true;
 }
 
+// Columns kept and columns found, all inputs of which are whole numbers of at most 127, so that each token's scale is 1.
+bool CheckMixed(size_t n, size_t k, size_t m, const InstructionSet& set, size_t num_threads) {
+  Problem p({n, k, m, k, 8, false, false, false});
+  for (size_t t = 0; t < m; ++t) p.x[t * k + k / 2] = 127.0f;
+  p.x[k - 1] = 1000.0f;
+  const std::vector<int32_t> ids{0};
+  const std::vector<float> values(p.scales.begin(), p.scales.end());
+  const Header header{kMagic, 8, n, k, k, Float::kFloat32, false, false, 128, {}};
+  const size_t bytes = View(header, nullptr).bytes;
+  struct Free {
+    void operator()(uint8_t* memory) const { operator delete(memory, std::align_val_t(64)); }
+  };
+  const std::unique_ptr<uint8_t, Free> packed(static_cast<uint8_t*>(operator new(bytes, std::align_val_t(64))));
+  Pack(header, {p.codes.data(), 0, p.scales.data(), nullptr}, packed.get(), num_threads);
+  std::vector<float> y(m * n);
+  const Linear linear{View(header, packed.get()), {p.x.data(), Float::kFloat32}, m, {InputGrid::Scales::kToken, true, -128, 127, 0, 0},
+                      {p.bias.data(), Float::kFloat32}, y.data(), Float::kFloat32};
+  if (RunMixed(linear, {500.0f, ids.data(), {values.data(), Float::kFloat32}, 1}, set, num_threads) != 0) return false;
+  for (size_t t = 0; t < m; ++t) {
+    for (size_t r = 0; r < n; ++r) {
+      const auto value = [&](size_t j) { return p.scales[r] * static_cast<float>(p.codes[r * k + j] - 128); };
+      int64_t total = 0;
+      for (size_t j = 1; j + 1 < k; ++j) total += (p.codes[r * k + j] - 128) * static_cast<int64_t>(p.x[t * k + j]);
+      float expected = static_cast<float>(total) * p.scales[r];
+      expected += p.x[t * k] * values[r];
+      expected += p.x[t * k + k - 1] * value(k - 1);
+      expected += p.bias[r];
+      if (expected != y[t * n + r]) {
+        std::printf("%s, mixed, %zu x %zu, %zu tokens: [%zu, %zu] is %.9g, not %.9g\n", set.name, n, k, m, t, r, y[t * n + r],
+                    expected);
+        return false;
+      }
+    }
+  }
+  return true;
+}
+
 }  // namespace
 
 int main() {
   int wrong = 0, cases = 0;
   for (const std::string& name : InstructionSets()) {
+    for (const auto& [n, k, m] : {std::array<size_t, 3>{1, 3, 1}, {65, 130, 4}, {70, 96, 5}, {10, 600, 17}, {129, 64, 33}}) {
+      wrong += !CheckMixed(n, k, m, *Find(name.c_str(), 0), 1 + m % 2);
+    }
+  }
+  std::printf("mixed: %d wrong\n", wrong);
+  for (const std::string& name : InstructionSets()) {
     const InstructionSet& set = *Find(name.c_str(), 0);
-    for (const uint32_t bits : {4u, 8u}) {
+    for (const uint32_t bits : {2u, 4u, 8u}) {
       for (const bool zeros : {false, true}) {
         for (const auto& [n, k, m] : {std::array<size_t, 3>{1, 1, 1}, {3, 7, 2}, {64, 64, 3}, {65, 130, 4}, {70, 96, 5}, {129, 320, 7},
                                       {10, 600, 17}, {66, 160, 33}, {64, 32, 300}}) {

@@ -32,6 +32,7 @@ from halfbin.run.events import OnEvent
 from halfbin.run.inspection import Inspection, inspect_checkpoint
 from halfbin.run.job import Job, model_directory, planned, run_job
 from halfbin.run.judge import judge
+from halfbin.run.memory import give_back
 from halfbin.run.module import quantize_in_memory
 from halfbin.run.report import Report
 
@@ -211,7 +212,7 @@ def load(
     skeleton = open_skeleton(model_directory(path), trust_remote_code=trust_remote_code)
     if dequantize:
         return load_weights(skeleton, dtype=dtype or skeleton.dtype)
-    return load_running(skeleton, dtype=dtype).model
+    return load_running(skeleton, dtype=dtype, on_step=lambda done, total: give_back()).model
 
 
 def inspect(path: str | Path, *, on_event: OnEvent | None = None) -> Inspection:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from halfbin.errors import DataError
 from halfbin.kernels import products
-from halfbin.kernels.products import InputGrid, instruction_sets, linear, pack
+from halfbin.kernels.products import InputGrid, instruction_sets, linear, pack, unpack
 
 SETS = instruction_sets()
 sets = pytest.mark.parametrize("name", SETS)
@@ -135,7 +135,7 @@ SHAPES = [
 
 
 @sets
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("shapes", SHAPES)
 def test_every_tail_of_every_dimension(shapes: list[tuple[int, int, int]], bits: int, name: str) -> None:
     for n, k, m in shapes:
@@ -153,6 +153,26 @@ def test_groups_zero_points_and_formats(kind: tuple[int, bool], symmetric: bool,
         for m in (1, 4, 5, 33):
             w = weight(67, k, size, bits=kind[0], signed=kind[1], symmetric=symmetric)
             check(inputs(m, k, dtype), w, torch.linspace(-1, 1, 67).to(dtype), InputGrid(), name)
+
+
+FP4 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
+TABLES = {"fp4": FP4, "ends": (-128, *range(14), 127), "positive": tuple(range(100, 116))}
+
+
+@sets
+@dtypes
+@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
+def test_codes_with_a_table_stand_for_its_integers(table: tuple[int, ...], dtype: torch.dtype, name: str) -> None:
+    for n, k, size in (
+        [(n, 40, 32) for n in (1, 63, 64, 65, 130)] + [(3, k, 32) for k in range(1, 131)] + [(67, 600, 600)]
+    ):
+        w = weight(n, k, size, signed=False)
+        packed = pack(w.codes, w.scale, None, bits=4, least=0, group_size=size, sums=True, table=table)
+        values = Weight(torch.tensor(table, dtype=torch.int8)[w.codes.long()], w.scale, None, size, packed)
+        assert torch.equal(unpack(packed, least=0)[0], w.codes)
+        for m in (1, 3, 7, 33):
+            check(inputs(m, k, dtype), values, None, InputGrid(), name)
+        check(inputs(2, k, dtype), values, None, InputGrid(by_group=False, symmetric=False), name)
 
 
 @sets
@@ -186,7 +206,7 @@ def test_scales_are_read_exactly_as_they_are_stored(dtype: torch.dtype, name: st
 
 
 @sets
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("code", ["least", "greatest", "both"])
 def test_extreme_codes_on_both_sides_saturate_nothing(code: str, bits: int, name: str) -> None:
     n, k = 64, 1024
@@ -284,8 +304,27 @@ def test_a_packed_weight_has_the_size_that_its_layout_says() -> None:
     # 64 rows x 128 columns at half a byte, and 64 scales of 2 bytes, for each of 2 panels and 3 groups; and the header.
     codes, scale = torch.zeros(65, 300, dtype=torch.int8), torch.ones(65, 3, dtype=torch.float16)
     assert pack(codes, scale, None, bits=4, least=-8, group_size=128).numel() == 64 + 2 * 3 * (64 * 64 + 64 * 2)
+    assert pack(codes, scale, None, bits=2, least=-2, group_size=128).numel() == 64 + 2 * 3 * (64 * 32 + 64 * 2)
     zeros = torch.zeros(65, 3, dtype=torch.int32)
     assert pack(codes, scale, zeros, bits=4, least=-8, group_size=128).numel() == 64 + 2 * 3 * (64 * 64 + 64 * 3)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 8])
+@pytest.mark.parametrize("signed", [True, False])
+def test_unpacked_is_what_was_packed_at_every_size(signed: bool, bits: int) -> None:
+    shapes = [(n, 40) for n in range(1, 131)] + [(3, k) for k in range(1, 131)] + [(67, 300), (200, 513)]
+    for i, (n, k) in enumerate(shapes):
+        for size in {32, 64, 128, k} - {s for s in (32, 64, 128) if s > k}:
+            dtype = (torch.float32, torch.float16, torch.bfloat16)[i % 3]
+            w = weight(n, k, size, bits=bits, signed=signed, symmetric=bool(i % 2), dtype=dtype)
+            with products.forced(num_threads=1 + i % 2):
+                codes, scale, zero_point = unpack(w.packed, least=-(2 ** (bits - 1)) if signed else 0)
+            assert codes.dtype == w.codes.dtype and torch.equal(codes, w.codes)
+            assert scale.dtype == dtype and torch.equal(scale, w.scale)
+            if w.zero_point is None:
+                assert zero_point is None
+            else:
+                assert zero_point is not None and torch.equal(zero_point, w.zero_point)
 
 
 def test_what_cannot_be_packed_is_refused_in_words() -> None:

@@ -62,6 +62,16 @@ def test_codes_compute_what_dequantized_weights_compute(name: str, tmp_path: Pat
     assert kinds(running)
 
 
+def test_layers_hold_their_kernels_layout_alone(tmp_path: Path) -> None:
+    skeleton = written("llama", EVERYTHING.replace("int4-g16", "int4-channel"), tmp_path)
+    running = load_running(skeleton, tmp_path)
+    layers = [m for m in running.model.modules() if isinstance(m, QuantLinear)]
+    assert layers
+    for layer in layers:
+        assert (layer._buffers.get("codes") is None) == (layer.kernel.name != "reference")
+    assert running.model.state_dict().keys() >= {"model.layers.0.mlp.up_proj.codes", "model.layers.0.mlp.up_proj.scale"}
+
+
 def test_a_tied_table_is_held_once_as_codes(tmp_path: Path) -> None:
     skeleton = written("llama-tied", EVERYTHING + f'[[rule]]\nmatch = "role:embedding"\n{INT4}', tmp_path)
     running = load_running(skeleton, tmp_path)

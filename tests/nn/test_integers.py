@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from halfbin.errors import DataError
 from halfbin.kernels import products
 from halfbin.nn import EXACT, CpuFeatures, QuantInputLinear, QuantLinear
-from halfbin.nn.integers import IntegerInputs
+from halfbin.nn.integers import IntegerInputs, unpack
 from halfbin.nn.quant_inputs import finished
 from halfbin.tensor import QTensor, dequantize, int_matmul, parse_inputs, parse_scheme, quantize
 
@@ -40,6 +40,7 @@ CPU = CpuFeatures("x86_64", "AVX2", frozenset({"avx2"}))
         ("int3-g64-bf16", CPU, None),
         ("int4-g40", CPU, "groups of 40 columns are no multiple of 32"),
         ("int4-channel@1", CPU, "groups of 1 columns are no multiple of 32"),
+        ("mxfp4", CPU, None),
         ("nf4-g64", CPU, "its codes are nf4, no integers"),
         ("fp8_e4m3-channel", CPU, "its codes are fp8_e4m3, no integers"),
         ("int4-g128", CpuFeatures("arm64", "DEFAULT"), "this arm64 has no AVX2"),
@@ -62,7 +63,8 @@ def test_a_layer_says_which_kernel_it_has_and_why_not_a_faster_one() -> None:
 @needs_avx2
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
-    "text", ["int4-g128", "int4-g32-asym-f16", "uint4-g64-asym", "int8-channel", "int2-tensor-bf16"]
+    "text",
+    ["int4-g128", "int4-g32-asym-f16", "uint4-g64-asym", "int8-channel", "int2-tensor-bf16", "mxfp4", "ternary-g64"],
 )
 def test_a_layer_is_as_near_to_the_float_product_as_rounded_inputs_allow(text: str, dtype: torch.dtype) -> None:
     q, x = weight(text), normal(2, 3, 300).to(dtype)
@@ -80,6 +82,17 @@ def test_a_layer_is_as_near_to_the_float_product_as_rounded_inputs_allow(text: s
     absolute = (rows.abs() + moved) @ w_hat.abs().T + layer.bias.detach().double().abs()
     error = (y.reshape(6, 70).double() - rows @ w_hat.T - layer.bias.detach().double()).abs()
     assert bool((error <= moved @ w_hat.abs().T + roundings * absolute).all())
+
+
+@needs_avx2
+def test_scales_of_fp4_are_halved_exactly() -> None:
+    """e8m0 scales from 2**-127, which has no half among float32's normal numbers, and float16's subnormal ones."""
+    q = weight("mxfp4")
+    q.scale.view(torch.uint8).copy_(torch.arange(q.scale.numel()).remainder(255).to(torch.uint8).view(q.scale.shape))
+    assert torch.equal(unpack(IntegerInputs().pack(q), q.scheme).scale.view(torch.uint8), q.scale.view(torch.uint8))
+    q = weight("fp4_e2m1-g64-f16")
+    q.scale.view(torch.int16).copy_(torch.arange(1, 1 + q.scale.numel()).to(torch.int16).view(q.scale.shape))
+    assert torch.equal(unpack(IntegerInputs().pack(q), q.scheme).scale, q.scale)
 
 
 @needs_avx2

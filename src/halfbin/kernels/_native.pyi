@@ -22,10 +22,14 @@ def matmul_pack(
     bits: int,
     scale_type: int,
     has_sums: bool,
+    zero: int,
+    table: bytes,
     out: int,
     num_threads: int,
     /,
 ) -> None: ...
+def matmul_describe(packed: int, /) -> tuple[int, int, int, int, bool]: ...
+def matmul_unpack(packed: int, codes: int, least: int, scales: int, zero_points: int, num_threads: int, /) -> None: ...
 def matmul(
     packed: int,
     x: int,
@@ -37,6 +41,23 @@ def matmul(
     qmax: int,
     scale: int,
     zero_point: int,
+    bias: int,
+    bias_is_bfloat16: bool,
+    y: int,
+    set: str | None,
+    num_threads: int,
+    /,
+) -> int: ...
+def matmul_mixed(
+    packed: int,
+    x: int,
+    x_is_bfloat16: bool,
+    m: int,
+    threshold: float,
+    ids: int,
+    values: int,
+    values_type: int,
+    count: int,
     bias: int,
     bias_is_bfloat16: bool,
     y: int,

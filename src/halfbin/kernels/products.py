@@ -6,14 +6,14 @@ sums over k in INT32, everything after them in float32, groups in their order, o
 instruction set and every number of threads gives the same bits; `csrc/matmul/product.h` has the order of operations.
 
 A weight is repacked once, at load (`pack`), into a layout of the kernels' own (`csrc/matmul/weights.h`): rows in panels of 64,
-four columns to a 32-bit lane, codes of up to 4 bits two to a byte, scales beside the codes that they belong to. `linear`
-multiplies by it.
+four columns to a 32-bit lane, codes of 2 and 4 bits four and two to a byte, scales beside the codes that they belong to.
+`linear` multiplies by it.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +84,7 @@ def pack(
     least: int,
     group_size: int,
     sums: bool = False,
+    table: Sequence[int] | None = None,
 ) -> Tensor:
     """A weight in the layout of these products: uint8 [bytes], made by `torch.get_num_threads()` threads.
 
@@ -91,10 +92,11 @@ def pack(
       codes: int8 or uint8 [out_features, in_features], least <= codes < least + 2**bits.
       scale: float32, float16 or bfloat16 [out_features, groups], finite.
       zero_point: int32 shaped like scale, in the range of the codes; None for 0.
-      bits: of a code; those of up to 4 are stored in 4.
+      bits: of a code; stored in 2, 4 or 8.
       least: the least code of the format.
       group_size: columns that share a scale: a multiple of 32, or in_features and more for one scale a row.
       sums: whether inputs with a zero point will be multiplied, which needs sums of codes.
+      table: 16 integers, from -128 to 127: what codes from 0 to 15 stand for. Without zero points.
     """
     rows, columns = codes.shape
     groups = -(-columns // min(group_size, columns))
@@ -104,9 +106,10 @@ def pack(
         raise ValueError(
             f"scale is {list(scale.shape)}, expected {[rows, groups]} for codes {list(codes.shape)}, and zero points alike"
         )
+    low = least if table is None else min(table)
     codes, scale = codes.contiguous(), scale.contiguous()
     zeros = None if zero_point is None else zero_point.to(torch.int32).contiguous()
-    shape = (rows, columns, group_size, 4 if bits <= 4 else 8, SCALE_TYPES[scale.dtype])
+    shape = (rows, columns, group_size, 2 if bits <= 2 else 4 if bits <= 4 else 8, SCALE_TYPES[scale.dtype])
     packed = torch.empty(_native.matmul_packed_bytes(*shape, zeros is not None, sums), dtype=torch.uint8)
     _native.matmul_pack(
         codes.data_ptr(),
@@ -115,10 +118,29 @@ def pack(
         0 if zeros is None else zeros.data_ptr(),
         *shape,
         sums,
+        -low,
+        b"" if table is None else bytes(value - low for value in table),
         packed.data_ptr(),
         _num_threads(),
     )
     return packed
+
+
+def unpack(packed: Tensor, *, least: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What `pack` was given, bit for bit: codes (int8, or uint8 where `least` is 0), scale, and zero point or None."""
+    rows, columns, groups, scale_type, has_zeros = _native.matmul_describe(packed.data_ptr())
+    codes = torch.empty(rows, columns, dtype=torch.int8 if least < 0 else torch.uint8)
+    scale = torch.empty(rows, groups, dtype=next(t for t, number in SCALE_TYPES.items() if number == scale_type))
+    zeros = torch.empty(rows, groups, dtype=torch.int32) if has_zeros else None
+    _native.matmul_unpack(
+        packed.data_ptr(),
+        codes.data_ptr(),
+        least,
+        scale.data_ptr(),
+        0 if zeros is None else zeros.data_ptr(),
+        _num_threads(),
+    )
+    return codes, scale, zeros
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +192,7 @@ def linear(
     Raises:
       DataError: NaN or infinity in `x`, unless `grid.by_group`.
     """
-    call = _multiply if _is_plain(x) else _operator
+    call = _multiply if is_plain(x) else _operator
     return call(
         x,
         packed,
@@ -185,7 +207,54 @@ def linear(
     )
 
 
-def _is_plain(x: Tensor) -> bool:
+def mixed_linear(
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    out_features: int,
+    threshold: float,
+    columns: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """LLM.int8(): inputs rounded to INT8 per token but for columns that are multiplied as floats; `csrc/matmul/mixed.h`.
+
+    Not for compilers to look through: `is_plain` says whether it may be called.
+
+    Args:
+      x: float32 or bfloat16 [..., in_features]; all that comes before the last axis is one batch.
+      packed: a weight.
+      bias: float32 or bfloat16 [out_features].
+      threshold: |x| from which on a column is a float one, by what its codes stand for.
+      columns: those that always are: int32 ids [c], rising, and their float values [c, out_features], both contiguous.
+
+    Raises:
+      DataError: NaN or infinity in `x`.
+    """
+    x = x.contiguous()
+    width = x.shape[-1]
+    y = x.new_empty((*x.shape[:-1], out_features))
+    ids, values = columns or (None, None)
+    odd = _native.matmul_mixed(
+        packed.data_ptr(),
+        x.data_ptr(),
+        x.dtype is torch.bfloat16,
+        x.numel() // width,
+        threshold,
+        0 if ids is None else ids.data_ptr(),
+        0 if values is None else values.data_ptr(),
+        0 if values is None else SCALE_TYPES[values.dtype],
+        0 if ids is None else ids.numel(),
+        0 if bias is None else bias.data_ptr(),
+        bias is not None and bias.dtype is torch.bfloat16,
+        y.data_ptr(),
+        _forced.instruction_set,
+        _num_threads(),
+    )
+    if odd:
+        raise DataError(f"{odd} of {x.numel()} elements are NaN or infinite; look at the layer before this one")
+    return y
+
+
+def is_plain(x: Tensor) -> bool:
     """Whether nobody looks on who must see an operator: a compiler, an exporter, a tracer, a mode, a subclass.
 
     The operator's way through torch's dispatcher costs twice as much as the rest of a call: 8 us beside 4.

@@ -38,7 +38,9 @@ def load_running(
 ) -> Running:
     """The model of a checkpoint of any layout, with `QuantLinear` and its like where the checkpoint holds codes.
 
-    What has no quantized layer (an expert that is merged into a stack, a convolution) is dequantized.
+    Each layer is brought into its kernel's layout as soon as its codes are read, and holds nothing else: so the most memory
+    that loading takes is the model as it stays and one layer's codes. What has no quantized layer (an expert that is merged
+    into a stack, a convolution) is dequantized.
 
     Args:
       skeleton: the opened model.
@@ -54,38 +56,56 @@ def load_running(
     with open_quantized(directory or skeleton.path) as checkpoint:
         source = _Dequantized(checkpoint, skeleton.copies if directory is None else {}, dtype)
         partial = PartialModel(skeleton, source, dtype=dtype, experts=None)
-        dequantized: dict[str, str] = {}
-        inputs: dict[str, InputQuantizer] = {}
         quantized = [name for name in checkpoint.names if checkpoint.scheme(name) is not None]
-        for done, name in enumerate(quantized, 1):
-            reason = _place(partial, checkpoint, name)
-            if reason is not None:
+        dequantized = {name: reason for name in quantized if (reason := _refuses_target(partial, name))}
+        layers = [name for name in quantized if name not in dequantized]
+        # Floats first: transformers asks the model for its state, which would bring all codes back, a byte each.
+        waiting = {partial.canonical(partial.targets[name].parameter) for name in layers}
+        partial.load(name for name in _missing(partial) if partial.canonical(name) not in waiting)
+        for done, name in enumerate(layers, 1):
+            if reason := _place(partial, checkpoint, name):
                 dequantized[name] = reason
-                if (quantizer := checkpoint.input_quantizer(name)) is not None:
-                    inputs[partial.targets[name].parameter.removesuffix(".weight")] = quantizer
             if on_step:
-                on_step(done, len(quantized))
-        partial.load([name for name, parameter in partial.model.named_parameters() if parameter.is_meta])
-        quantize_inputs(partial.model, inputs)
+                on_step(done, len(layers))
+        partial.load(_missing(partial))
+        quantize_inputs(partial.model, _inputs(partial, checkpoint, dequantized))
         return Running(partial.model, dequantized)
+
+
+def _missing(partial: PartialModel) -> list[str]:
+    """The parameters that are not loaded yet."""
+    return [name for name, parameter in partial.model.named_parameters() if parameter.is_meta]
+
+
+def _inputs(
+    partial: PartialModel, checkpoint: QuantizedCheckpoint, dequantized: Mapping[str, str]
+) -> dict[str, InputQuantizer]:
+    """What the inputs of dequantized layers are rounded to, by the layers' names."""
+    found = {partial.targets[name].parameter: checkpoint.input_quantizer(name) for name in dequantized}
+    return {name.removesuffix(".weight"): quantizer for name, quantizer in found.items() if quantizer is not None}
+
+
+def _refuses_target(partial: PartialModel, name: str) -> str | None:
+    """Why no layer holds a tensor as it lies on disk, in words; None: one does."""
+    target = partial.targets[name]
+    if not target.unchanged:
+        return f"it is merged with others into {target.parameter}"
+    return None if target.parameter.endswith(".weight") else f"{target.parameter} is no layer's weight"
 
 
 def _place(partial: PartialModel, checkpoint: QuantizedCheckpoint, name: str) -> str | None:
     """Let every layer that holds a tensor compute with its codes; why that is impossible, None where it is done."""
-    target = partial.targets[name]
-    if not target.unchanged:
-        return f"it is merged with others into {target.parameter}"
-    paths = [alias.removesuffix(".weight") for alias in partial.names_of(target.parameter)]
-    if not target.parameter.endswith(".weight"):
-        return f"{target.parameter} is no layer's weight"
+    paths = [alias.removesuffix(".weight") for alias in partial.names_of(partial.targets[name].parameter)]
     codes, inputs = checkpoint.read(name), checkpoint.input_quantizer(name)
     assert not isinstance(codes, Tensor)
     # A tensor of several layers computes with codes in all of them or in none.
     reasons = [reason for path in paths if (reason := refuses_codes(partial.model, path, codes, inputs))]
     if reasons:
         return reasons[0]
+    # Codes that a table reads rows of stay in memory, for all its layers.
+    table = any(isinstance(partial.model.get_submodule(path), nn.Embedding) for path in paths)
     for path in paths:
-        place_codes(partial.model, path, codes, inputs)
+        place_codes(partial.model, path, codes, inputs, packed=not table)
     return None
 
 

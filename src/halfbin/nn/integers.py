@@ -1,5 +1,7 @@
 """Products in integers: weights of up to 8 bits times inputs of 8 bits, by `kernels.products`.
 
+The values of fp4 are integers, too: halves of them.
+
 `IntegerInputs` stands in for a float product. The layer's inputs stay what they are on paper, and are rounded to INT8 on the
 fly, one scale for each token and group of columns: an approximation of x @ w_hat^T, whose added error docs/kernels.md states.
 For rows with one scale the groups are of 128 columns, too, so that an outlier among the inputs spoils the steps of its own
@@ -17,8 +19,9 @@ from torch import Tensor
 
 from halfbin.kernels import products
 from halfbin.nn.matmul import CpuFeatures
-from halfbin.numerics import IntegerFormat, ScaleFormat
-from halfbin.tensor import InputQuantizer, InputScheme, PerTensor, QTensor, require_finite
+from halfbin.numerics import Format, IntegerFormat, ScaleFormat
+from halfbin.numerics.formats import FP4_E2M1
+from halfbin.tensor import InputQuantizer, InputScheme, PerTensor, QTensor, Scheme, require_finite
 
 BY_GROUP = products.InputGrid()
 INPUT_GROUP = 128  # columns that share an input scale where a weight row has one scale
@@ -44,7 +47,7 @@ class IntegerInputs:
         return refuses_weight(q, size if size < q.shape[1] else INPUT_GROUP, cpu)
 
     def pack(self, q: QTensor) -> PackedWeight:
-        """A second copy of the weight: 0.5 bytes for each code of up to 4 bits, 1 for others, and its scales."""
+        """The weight once more: 0.5 bytes for each code of up to 4 bits, 1 for others, and its scales."""
         size = q.scheme.granularity.tile(q.shape)[1]
         return pack(q, size if size < q.shape[1] else INPUT_GROUP, sums=False)
 
@@ -56,7 +59,7 @@ class IntegerInputs:
 
     def matmul(self, x: Tensor, packed: PackedWeight, bias: Tensor | None) -> Tensor:
         """Float [..., in_features] to x.dtype [..., out_features]; a token with NaN or infinity gives NaN."""
-        return products.linear(x, packed.memory, _readable(bias), packed.out_features, BY_GROUP)
+        return products.linear(x, packed.memory, readable(bias), packed.out_features, BY_GROUP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,7 @@ class ExactIntegers:
         return products.InputGrid(by_group=False, symmetric=self.inputs.scheme.symmetric, qmin=fmt.qmin, qmax=fmt.qmax)
 
     def pack(self, q: QTensor) -> PackedWeight:
-        """A second copy of the weight, as above."""
+        """The weight once more, as above."""
         return pack(q, q.scheme.granularity.tile(q.shape)[1], sums=self.grid.needs_sums)
 
     def matmul(self, x: Tensor, packed: PackedWeight, bias: Tensor | None, quantizer: InputQuantizer) -> Tensor:
@@ -99,7 +102,7 @@ class ExactIntegers:
         if scale is not None and scale.dtype != torch.float32:
             scale = scale.to(torch.float32)
         given = x if x.dtype in products.INPUT_TYPES else x.to(torch.float32)
-        bias = _readable(bias)
+        bias = readable(bias)
         y = products.linear(given, packed.memory, bias, packed.out_features, self.grid, scale, zero_point)
         return y.to(x.dtype)
 
@@ -108,27 +111,72 @@ def refuses_weight(q: QTensor, size: int, cpu: CpuFeatures) -> str | None:
     """Why a weight whose input scales change every `size` columns cannot be packed; None: it can."""
     if q.codes.device.type != "cpu":
         return f"its codes are on {q.codes.device}, and these loops run on the CPU"
-    if not isinstance(q.scheme.format, IntegerFormat):
+    held = _integers(q.scheme.format)
+    if held is None:
         return f"its codes are {q.scheme.format.name}, no integers"
     if "avx2" not in cpu.instructions:
         return f"this {cpu.machine} has no AVX2, and its plain loops are slower than torch's float product"
     if 0 in q.shape:
         return f"the weight has no elements: {list(q.shape)}"
-    scale_type = torch.float32 if q.scheme.scale_format is ScaleFormat.E8M0 else q.scale.dtype
-    return products.refuses(q.scheme.format.bits, size, q.shape[1], scale_type)
+    return products.refuses(held.bits, size, q.shape[1], _stored_scale(q.scale[:0], held.step).dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class _Integers:
+    """Codes as integers: `table` of them, or the codes themselves, that many steps of `step` each."""
+
+    bits: int
+    least: int
+    table: tuple[int, ...] | None = None
+    step: float = 1.0
+
+
+def _integers(fmt: Format) -> _Integers | None:
+    """How a format's codes are integers; None: they are none. Twice fp4's values are: 0, 1, 2, 3, 4, 6, 8, 12 and negatives."""
+    if isinstance(fmt, IntegerFormat):
+        return _Integers(fmt.bits, fmt.qmin)
+    if fmt == FP4_E2M1:
+        doubled = 2 * fmt.decode(torch.arange(16, dtype=fmt.code_dtype))
+        return _Integers(4, 0, tuple(int(value) for value in doubled), 0.5)
+    return None
+
+
+def _stored_scale(scale: Tensor, step: float) -> Tensor:
+    """Scales times `step`, in a type that the kernels read and that holds them exactly."""
+    if scale.dtype == ScaleFormat.E8M0.dtype:
+        return scale.to(torch.float32).mul_(step).to(torch.bfloat16)  # powers of two, down to subnormal ones
+    return scale if step == 1 else scale.to(torch.float32) * step
 
 
 def pack(q: QTensor, size: int, *, sums: bool) -> PackedWeight:
     """A weight [out_features, in_features] for inputs whose scales change every `size` columns, or once a row."""
-    fmt = q.scheme.format
-    assert isinstance(fmt, IntegerFormat)
+    held = _integers(q.scheme.format)
+    assert held is not None
     rows, columns = q.shape
     groups = -(-columns // size)
-    scale = q.scale.to(torch.float32) if q.scheme.scale_format is ScaleFormat.E8M0 else q.scale
     zero_point = None if q.zero_point is None else _by_row(q.zero_point, q, groups)
-    scale = _by_row(scale, q, groups)
-    memory = products.pack(q.codes, scale, zero_point, bits=fmt.bits, least=fmt.qmin, group_size=size, sums=sums)
+    scale = _by_row(_stored_scale(q.scale, held.step), q, groups)
+    memory = products.pack(
+        q.codes, scale, zero_point, bits=held.bits, least=held.least, group_size=size, sums=sums, table=held.table
+    )
     return PackedWeight(memory, rows)
+
+
+def unpack(packed: PackedWeight, scheme: Scheme) -> QTensor:
+    """The `QTensor` that was packed, bit for bit."""
+    held = _integers(scheme.format)
+    assert held is not None
+    codes, scale, zero_point = products.unpack(packed.memory, least=held.least)
+    zero_point = None if zero_point is None else _by_tile(zero_point, codes, scheme)
+    scale = _by_tile(scale, codes, scheme)
+    scale = scale if scale.dtype == scheme.scale_format.dtype else scale.to(torch.float32) / held.step
+    return QTensor(codes, scale.to(scheme.scale_format.dtype), zero_point, scheme)
+
+
+def _by_tile(params: Tensor, codes: Tensor, scheme: Scheme) -> Tensor:
+    """The inverse of `_by_row`: one of each tile's own."""
+    tall, wide = scheme.granularity.tile(tuple(codes.shape))
+    return params[::tall, : 1 if wide >= codes.shape[1] else None].contiguous()
 
 
 def _by_row(params: Tensor, q: QTensor, groups: int) -> Tensor:
@@ -139,6 +187,6 @@ def _by_row(params: Tensor, q: QTensor, groups: int) -> Tensor:
     return by_row.expand(rows, by_row.shape[1] if by_row.shape[1] > 1 else groups)
 
 
-def _readable(bias: Tensor | None) -> Tensor | None:
+def readable(bias: Tensor | None) -> Tensor | None:
     """Float16 biases as float32; what the kernels read stays as it is."""
     return bias if bias is None or bias.dtype in products.INPUT_TYPES else bias.to(torch.float32)

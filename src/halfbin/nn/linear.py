@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from halfbin.nn.kept import Kept
 from halfbin.nn.kernels import KERNELS
 from halfbin.nn.matmul import CpuFeatures, MatmulKernel, choose
-from halfbin.nn.module import QuantModule
+from halfbin.nn.packed_module import PackedModule
 from halfbin.nn.reference import Reference
 from halfbin.tensor import QTensor
 
 
-class QuantLinear(QuantModule):
+class QuantLinear(PackedModule):
     """y = x @ w_hat.T + bias, in the activation's type; with which arithmetic is its kernel's business.
-
-    What the kernel made of the weight is kept, beside the weight, until the weight changes: another 0.5 bytes for each code of
-    up to 4 bits, 1 for wider ones, and the scales. It is made by the first forward, or by `prepare`.
 
     Attributes:
       kernel: what multiplies.
@@ -42,14 +38,18 @@ class QuantLinear(QuantModule):
         self.out_features, self.in_features = q.shape
         self.register_parameter("bias", bias)
         self.kernel: MatmulKernel
-        self._packed = Kept()
         self.choose(kernels)
+
+    @property
+    def multiplied(self) -> tuple[str, Mapping[str, str]]:
+        """The kernel, and why those before it would not."""
+        return self.kernel.name, self.refusals
 
     def choose(self, kernels: Sequence[MatmulKernel]) -> None:
         """Multiply by the first of these that does not refuse: `nn.EXACT` for float inputs as they are."""
         self._kernels = tuple(kernels)
-        self.kernel, self.refusals = choose(kernels, self.qtensor, CpuFeatures.detect())
-        self._packed.clear()
+        with self._unpacked():
+            self.kernel, self.refusals = choose(kernels, self.qtensor, CpuFeatures.detect())
 
     def forward(self, x: Tensor) -> Tensor:
         """Float [..., in_features] to [..., out_features] of the same type."""
@@ -58,21 +58,16 @@ class QuantLinear(QuantModule):
             return kernel.matmul(x, packed, bias)
         return Reference().matmul(x, self.qtensor, bias)
 
-    def prepare(self) -> Any:
-        """Bring the weight into the kernel's layout now, and not at the first forward. Needed before compiling or exporting."""
-        held = self._buffers
-        return self._packed.of((held["codes"], held["scale"], held["zero_point"]), self._pack)
-
     def _pack(self) -> Any:
         return self.kernel.pack(self.qtensor)
 
-    def _prepared(self) -> Any:
-        """What `prepare` made; None where a compiler looks on, which sees no memory, and nothing was made before."""
-        return self._packed.value if torch.compiler.is_compiling() else self.prepare()
+    def _is_packed(self) -> bool:
+        return self.kernel.declines(self._cast) is None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantLinear:
-        super()._apply(fn, recurse)
-        self.choose(self._kernels)  # another device has other kernels; and the packed weight's memory goes now
+        with self._unpacked():
+            super()._apply(fn, recurse)
+            self.choose(self._kernels)  # another device has other kernels
         return self
 
     def extra_repr(self) -> str:

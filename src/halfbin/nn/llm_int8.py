@@ -13,18 +13,29 @@ Source: Dettmers et al. 2022, https://arxiv.org/abs/2208.07339, section 3: vecto
 mixed-precision decomposition (3.2, equation 8). We depart in two things. The paper keeps a 16-bit weight beside the INT8 one
 whole, to find any column there; we keep the columns C alone, and the INT8 rows do without them, so that their scales are
 finer. And the paper's 16-bit product and sum are float32 here, rounded to x's type once.
+
+Two ways to the same sum: torch's, step by step, and one call of the compiled kernels (`kernels.products.mixed_linear`). They
+agree to the bit in the first line above. With c columns in floating point they add c float32 products to it in different
+orders: at most 2 c + 3 roundings of 2**-24 each of |first line| + |x[:, C and O]| @ |w[:, C and O]|^T + |bias|, and one each of
+x's type.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from halfbin.errors import SchemeError
-from halfbin.nn.module import QuantModule
+from halfbin.kernels import products
+from halfbin.nn.integers import ExactIntegers, PackedWeight, readable
+from halfbin.nn.kept import Kept
+from halfbin.nn.linear import wants_gradient
+from halfbin.nn.matmul import CpuFeatures
+from halfbin.nn.packed_module import PackedModule
 from halfbin.nn.quant_inputs import finished, refuses_integers
 from halfbin.tensor import (
     FloatColumns,
@@ -42,13 +53,15 @@ from halfbin.tensor import (
 
 THRESHOLD = 6.0  # the paper's, section 4.1: with it, degradation vanishes at all sizes it measured
 INT8_TOKEN = parse_inputs("int8-token")
+INTEGERS = ExactIntegers(INT8_TOKEN)
 
 
-class LLMInt8Linear(QuantModule):
+class LLMInt8Linear(PackedModule):
     """y = x @ w_hat.T + bias, in the activation's type; see the top of this file.
 
     Attributes:
       threshold: |x| from which on a column is an outlier; infinity: none ever is, which is plain w8a8 per token; 0: all are.
+      slow:      why the compiled kernels do not multiply; None: they do.
 
     Buffers of its state_dict beside `codes` and `scale`: `column_ids` and `column_values`, where columns are kept in 16 bits.
     """
@@ -94,9 +107,16 @@ class LLMInt8Linear(QuantModule):
             if columns.axis != 1:
                 raise SchemeError("columns are those of a weight [in_features, out_features]; here it is [out, in]")
         self.threshold = threshold
+        self.slow = INTEGERS.refuses(q, CpuFeatures.detect())
+        self._float_columns = Kept()
         self.register_parameter("bias", bias)
         self.register_buffer("column_ids", None if columns is None else columns.ids)
         self.register_buffer("column_values", None if columns is None else columns.values)
+
+    @property
+    def multiplied(self) -> tuple[str, Mapping[str, str]]:
+        """The compiled call, or torch step by step."""
+        return ("reference", {"LLM.int8()": self.slow}) if self.slow else ("LLM.int8()", {})
 
     @property
     def columns(self) -> FloatColumns | None:
@@ -117,6 +137,17 @@ class LLMInt8Linear(QuantModule):
         Raises:
           DataError: NaN or infinity in `x`.
         """
+        fast = self._is_packed() and x.is_cpu and x.dtype != torch.float64 and not wants_gradient(x, self.bias)
+        if fast and products.is_plain(x):
+            given = x if x.dtype in products.INPUT_TYPES else x.to(torch.float32)
+            packed: PackedWeight = self.prepare()
+            bias, columns = readable(self.bias), self._prepared_columns()
+            y = products.mixed_linear(given, packed.memory, bias, self.out_features, self.threshold, columns)
+            return y.to(x.dtype)
+        return self._plainly(x)
+
+    def _plainly(self, x: Tensor) -> Tensor:
+        """`forward` step by step: what the compiled way is held against, and where it is not used."""
         rows = x.reshape(math.prod(x.shape[:-1]), self.in_features)
         require_finite(rows)
         outliers, always = outlier_columns(rows, self.threshold), self._always(rows)
@@ -127,6 +158,22 @@ class LLMInt8Linear(QuantModule):
             columns = torch.nonzero(outliers & ~always)[:, 0]
             y = y + _product(rows, columns, dequantize(_columns(self.qtensor, columns)))
         return finished(y, self.bias, x)
+
+    def _pack(self) -> PackedWeight:
+        return INTEGERS.pack(self.qtensor)
+
+    def _is_packed(self) -> bool:
+        return not self.slow and self._cast.is_cpu and self.dtype != torch.float64
+
+    def _prepared_columns(self) -> tuple[Tensor, Tensor] | None:
+        """The columns in floating point as the kernels read them: one after the other."""
+        ids, values = self.column_ids, self.column_values
+        if ids is None or values is None:
+            return None
+        found: tuple[Tensor, Tensor] = self._float_columns.of(
+            (ids, values), lambda: (ids.contiguous(), values.T.contiguous())
+        )
+        return found
 
     def extra_repr(self) -> str:
         """Sizes, bias, scheme, threshold and the number of columns in floating point."""

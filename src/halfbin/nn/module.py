@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -30,6 +30,7 @@ class QuantModule(nn.Module):
         """Hold `q`, without a copy; its weight is read as `dtype` until the module is cast."""
         super().__init__()
         self.scheme: Scheme = q.scheme
+        self.codes_shape = q.shape
         self.register_buffer("codes", q.codes)
         self.register_buffer("scale", q.scale)
         self.register_buffer("zero_point", q.zero_point)
@@ -39,6 +40,16 @@ class QuantModule(nn.Module):
     def qtensor(self) -> QTensor:
         """The codes and how to read them, sharing this module's memory."""
         return QTensor(self.codes, self.scale, self.zero_point, self.scheme)
+
+    @property
+    def memory(self) -> Tensor:
+        """What holds the codes: modules that share a weight share this."""
+        return self.codes
+
+    @property
+    def multiplied(self) -> tuple[str, Mapping[str, str]]:
+        """What multiplies by the weight, and why faster kernels do not, by their names."""
+        return "reference", {}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -52,7 +63,7 @@ class QuantModule(nn.Module):
 
     def extra_repr(self) -> str:
         """The weight's shape and scheme."""
-        return f"{list(self.codes.shape)}, {self.scheme}"
+        return f"{list(self.codes_shape)}, {self.scheme}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantModule:
         # A cast leaves integers alone, so scales go through as bytes; a move to another device moves them all the same.

@@ -17,6 +17,7 @@ from halfbin.nn.embedding import QuantEmbedding
 from halfbin.nn.linear import QuantLinear
 from halfbin.nn.llm_int8 import LLMInt8Linear
 from halfbin.nn.module import QuantModule
+from halfbin.nn.packed_module import PackedModule
 from halfbin.nn.quant_inputs import QuantInputLinear
 from halfbin.tensor import InputQuantizer, MixedTensor, QTensor, split
 from halfbin.tensor.matrices import scheme_of_matrix
@@ -27,7 +28,12 @@ EMBEDDING = "torch.nn.modules.sparse.Embedding"
 
 
 def place_codes(
-    model: nn.Module, path: str, codes: QTensor | MixedTensor, inputs: InputQuantizer | None = None
+    model: nn.Module,
+    path: str,
+    codes: QTensor | MixedTensor,
+    inputs: InputQuantizer | None = None,
+    *,
+    packed: bool = False,
 ) -> None:
     """Let the layer at `path` compute with codes. `refuses_codes` says beforehand whether it can.
 
@@ -36,10 +42,13 @@ def place_codes(
       path: of a layer in it; its weight may be on the meta device, its bias is taken over.
       codes: of its weight as it is stored, [out, in], or [in, out] where the layer holds it so.
       inputs: what its inputs are rounded to.
+      packed: whether the layer lets go of the codes where its kernel has a layout of its own.
     """
     old: Any = model.get_submodule(path)
     parent, _, attribute = path.rpartition(".")
     new = _made(old, codes, inputs).train(old.training)
+    if packed and isinstance(new, PackedModule):
+        new.hold_packed()
     model.get_submodule(parent)._modules[attribute] = new
 
 

@@ -13,7 +13,7 @@ the integer way has at most G + 2. Both end with the bias and a rounding to x's 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -27,6 +27,8 @@ from halfbin.nn.reference import Reference
 from halfbin.numerics import IntegerFormat
 from halfbin.tensor import InputQuantizer, InputScheme, QTensor, Scheme, accumulator_bound, int_matmul
 from halfbin.tensor.int_matmul import INT32_MAX
+
+INTEGERS = "exact-integers"  # what reports call the compiled kernel
 
 
 class QuantInputLinear(QuantLinear):
@@ -61,6 +63,11 @@ class QuantInputLinear(QuantLinear):
         self._choose_product()
 
     @property
+    def multiplied(self) -> tuple[str, Mapping[str, str]]:
+        """Integers by the compiled kernel, or step by step."""
+        return ("reference", {INTEGERS: self.slow}) if self.slow else (INTEGERS, {})
+
+    @property
     def quantizer(self) -> InputQuantizer:
         """What quantizes its inputs."""
         return InputQuantizer(self.inputs, self.input_scale, self.input_zero_point)
@@ -81,7 +88,7 @@ class QuantInputLinear(QuantLinear):
         """
         if x.dtype == torch.float64:  # float32 scales would throw away what float64 was asked for
             return Reference().matmul(self.quantizer.fake_quantize(x), self.qtensor, self.bias)
-        fast = not self.slow and x.device == self.codes.device and not wants_gradient(x, self.bias)
+        fast = not self.slow and x.device == self._cast.device and not wants_gradient(x, self.bias)
         packed = self._prepared() if fast else None
         if packed is not None:
             return self.product.matmul(x, packed, self.bias, self.quantizer)
@@ -97,9 +104,13 @@ class QuantInputLinear(QuantLinear):
         return self.product.pack(self.qtensor)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantInputLinear:
-        super()._apply(fn, recurse)
-        self._choose_product()
+        with self._unpacked():
+            super()._apply(fn, recurse)
+            self._choose_product()
         return self
+
+    def _is_packed(self) -> bool:
+        return not self.slow and self._cast.is_cpu and self.dtype != torch.float64
 
     def extra_repr(self) -> str:
         """Sizes, bias, scheme, kernel and inputs."""

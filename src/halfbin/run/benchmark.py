@@ -17,7 +17,7 @@ from halfbin.evaluation.speed import Speed, measure_speed
 from halfbin.kernels.streaming import read_rate
 from halfbin.models import Skeleton, load_weights, open_skeleton
 from halfbin.models.running import load_running
-from halfbin.nn import LLMInt8Linear, QuantEmbedding, QuantLinear, QuantModule
+from halfbin.nn import QuantEmbedding, QuantModule
 from halfbin.run import jsonable
 from halfbin.run.events import Event, OnEvent
 from halfbin.run.memory import MemoryPeak, anonymous_bytes, give_back
@@ -165,7 +165,7 @@ def benchmark(
         return Runner(name, speed, read, held.bytes), layers
 
     def codes() -> tuple[nn.Module, _Layers]:
-        found = load_running(skeleton, dtype=chosen)
+        found = load_running(skeleton, dtype=chosen, on_step=lambda done, total: give_back())
         return found.model, _Layers((), found.dequantized)
 
     with _threads(threads) as count:
@@ -184,7 +184,7 @@ def bytes_per_token(model: nn.Module) -> int:
     for module in model.modules():
         if isinstance(module, QuantModule):
             if not isinstance(module, QuantEmbedding):
-                read[module.codes.data_ptr()] = module.scheme.num_bits(tuple(module.codes.shape)) / 8
+                read[module.memory.data_ptr()] = module.scheme.num_bits(module.codes_shape) / 8
         elif isinstance(module, nn.Embedding):
             continue
         for parameter in module.parameters(recurse=False):
@@ -203,12 +203,8 @@ def _kernels(model: nn.Module) -> tuple[LayerKernel, ...]:
     found = []
     for name, module in model.named_modules():
         if isinstance(module, QuantModule):
-            kernel, refusals = "reference", dict[str, str]()
-            if isinstance(module, QuantLinear):
-                kernel, refusals = module.kernel.name, dict(module.refusals)
-            elif isinstance(module, LLMInt8Linear):
-                kernel = "LLM.int8(), reference"
-            found.append(LayerKernel(name, tuple(module.codes.shape), str(module.scheme), kernel, refusals))
+            kernel, refusals = module.multiplied
+            found.append(LayerKernel(name, module.codes_shape, str(module.scheme), kernel, dict(refusals)))
     return tuple(found)
 
 
