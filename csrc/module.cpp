@@ -4,6 +4,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include "checksum/bindings.h"
 #include "cpu/features.h"
 #include "matmul/bindings.h"
 #include "rounding/bindings.h"
@@ -12,6 +13,7 @@ namespace nb = nanobind;
 
 NB_MODULE(_native, m) {
   m.doc() = "Compiled loops on plain arrays.";
+  halfbin::BindChecksum(m);
   BindRounding(m);
   m.def("cpu_features", &halfbin::CpuFeatures, "Names of the instruction sets that this machine can run.");
   halfbin::BindMatmul(m);
