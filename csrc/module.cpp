@@ -6,7 +6,10 @@
 
 #include "checksum/bindings.h"
 #include "cpu/features.h"
+#include "gptq/bindings.h"
+#include "hqq/bindings.h"
 #include "matmul/bindings.h"
+#include "packing/bindings.h"
 #include "rounding/bindings.h"
 
 namespace nb = nanobind;
@@ -14,7 +17,10 @@ namespace nb = nanobind;
 NB_MODULE(_native, m) {
   m.doc() = "Compiled loops on plain arrays.";
   halfbin::BindChecksum(m);
-  BindRounding(m);
+  halfbin::BindRounding(m);  // first, as formats of codes are arguments of the others
+  halfbin::BindGptq(m);
+  halfbin::BindHqq(m);
+  halfbin::BindPacking(m);
   m.def("cpu_features", &halfbin::CpuFeatures, "Names of the instruction sets that this machine can run.");
   halfbin::BindMatmul(m);
 }
