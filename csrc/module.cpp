@@ -9,6 +9,7 @@
 #include "gptq/bindings.h"
 #include "hqq/bindings.h"
 #include "matmul/bindings.h"
+#include "moments/bindings.h"
 #include "packing/bindings.h"
 #include "rounding/bindings.h"
 
@@ -20,6 +21,7 @@ NB_MODULE(_native, m) {
   halfbin::BindRounding(m);  // first, as formats of codes are arguments of the others
   halfbin::BindGptq(m);
   halfbin::BindHqq(m);
+  halfbin::BindMoments(m);
   halfbin::BindPacking(m);
   m.def("cpu_features", &halfbin::CpuFeatures, "Names of the instruction sets that this machine can run.");
   halfbin::BindMatmul(m);
