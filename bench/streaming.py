@@ -5,13 +5,15 @@
 Makes a random Llama checkpoint of several shards (kept in FOLDER for the next run), quantizes it at int4 by round to nearest
 without evaluation, and prints: peak anonymous memory above the interpreter with its imports, mapped file pages apart; seconds
 of reading, of rounding and packing, of writing; then, on one tensor, rounding and packing beside the naive double loop over
-rows and groups in NumPy (timed on a few rows and scaled up).
+rows and groups in NumPy (timed on a few rows and scaled up). Beside that the disk's own speed in the same run: as many
+bytes as the result has, from one buffer in memory, written and put on the disk, and read again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import time
@@ -45,7 +47,11 @@ def stream(model: Path, output: Path) -> dict[str, Any]:
     started = time.perf_counter()
     with MemoryPeak() as peak, planned(job) as (plan, checkpoint):
         written = execute(plan, checkpoint, output)
+    seconds_in_all = time.perf_counter() - started
     rounded = sum(site.bytes_before for site in plan.sites if site.quantized)
+    shutil.rmtree(output)
+    output.mkdir()
+    disk = disk_seconds(output / "plain", plan.bytes_after)
     shutil.rmtree(output)
     return {
         "input_bytes": plan.bytes_before,
@@ -54,9 +60,26 @@ def stream(model: Path, output: Path) -> dict[str, Any]:
         "peak_above_imports_bytes": (peak.bytes or 0) - base,
         "mapped_file_bytes": mapped_bytes(),
         "rounded_gigabytes_per_second": torch.get_num_threads() * rounded / written.seconds["rounding"] / 1e9,
-        "seconds_in_all": time.perf_counter() - started,
+        "seconds_in_all": seconds_in_all,
+        "input_gigabytes_per_second": plan.bytes_before / seconds_in_all / 1e9,
         "seconds": dict(written.seconds),
+        "disk_seconds_for_the_output": disk,
     }
+
+
+def disk_seconds(path: Path, num_bytes: int) -> dict[str, float]:
+    """What the disk takes for so many bytes: to write them and have them there, and to read them, perhaps from its cache."""
+    buffer = memoryview(bytearray(16 * 2**20))
+    started = time.perf_counter()
+    with path.open("wb", buffering=0) as file:
+        for _ in range(num_bytes // len(buffer)):
+            file.write(buffer)
+        os.fsync(file.fileno())
+    written = time.perf_counter()
+    with path.open("rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass
+    return {"writing": written - started, "reading": time.perf_counter() - written}
 
 
 def mapped_bytes() -> int:

@@ -4,8 +4,13 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include "checksum/bindings.h"
 #include "cpu/features.h"
+#include "gptq/bindings.h"
+#include "hqq/bindings.h"
 #include "matmul/bindings.h"
+#include "moments/bindings.h"
+#include "packing/bindings.h"
 #include "rounding/bindings.h"
 
 namespace nb = nanobind;
@@ -14,7 +19,12 @@ NB_MODULE(_native, m) {
   m.doc() = "Compiled loops on plain arrays.";
   // Formats and rules are kept by caches to the very end of the program; nanobind would call that a leak, on everybody's stderr.
   nb::set_leak_warnings(false);
-  BindRounding(m);
+  halfbin::BindChecksum(m);
+  halfbin::BindRounding(m);  // first, as formats of codes are arguments of the others
+  halfbin::BindGptq(m);
+  halfbin::BindHqq(m);
+  halfbin::BindMoments(m);
+  halfbin::BindPacking(m);
   m.def("cpu_features", &halfbin::CpuFeatures, "Names of the instruction sets that this machine can run.");
   halfbin::BindMatmul(m);
 }

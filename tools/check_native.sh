@@ -13,12 +13,15 @@ build() {
 build plain ""
 "$work/plain/matmul_test"
 "$work/plain/linear_test"
+"$work/plain/moments_test"
 build sanitized "-fsanitize=address,undefined -fno-sanitize-recover=all"
 "$work/sanitized/matmul_test"
 "$work/sanitized/linear_test"
+"$work/sanitized/moments_test"
 if command -v valgrind >/dev/null; then
   valgrind --quiet --error-exitcode=1 "$work/plain/matmul_test"
   valgrind --quiet --error-exitcode=1 "$work/plain/linear_test"
+  valgrind --quiet --error-exitcode=1 "$work/plain/moments_test"
 else
   echo "valgrind is not installed: left out"
 fi

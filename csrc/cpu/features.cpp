@@ -58,6 +58,7 @@ std::vector<std::string> CpuFeatures() {
   };
 #if defined(__x86_64__)
   const Registers one = Cpuid(1, 0), seven = Cpuid(7, 0), more = Cpuid(7, 1);
+  add(Bit(one.ecx, 1) && Bit(one.ecx, 19), "pclmul");  // with SSE4.1; its registers are saved on every x86-64
   if (!Bit(one.ecx, 27)) return found;  // OSXSAVE: xgetbv may be asked
   const uint64_t saved = SavedStates();
   const auto saves = [saved](uint64_t states) { return (saved & states) == states; };
@@ -77,10 +78,12 @@ std::vector<std::string> CpuFeatures() {
   add(true, "neon");
 #if defined(__linux__)
   const unsigned long capabilities = getauxval(AT_HWCAP), capabilities2 = getauxval(AT_HWCAP2);
+  add((capabilities >> 7 & 1ul) != 0, "neon_crc");
   add((capabilities >> 20 & 1ul) != 0, "neon_dotprod");
   add((capabilities2 >> 13 & 1ul) != 0, "neon_i8mm");
 #elif defined(__APPLE__)
-  add(true, "neon_dotprod");  // every Apple processor that runs Python 3.11
+  add(true, "neon_crc");  // these two on every Apple processor that runs Python 3.11
+  add(true, "neon_dotprod");
 #endif
 #endif
   return found;

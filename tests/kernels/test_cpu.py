@@ -12,6 +12,7 @@ from halfbin.kernels.cpu import features, streaming_read
 
 CPUINFO = Path("/proc/cpuinfo")
 FLAGS = {  # ours: what Linux calls the least of it
+    "pclmul": {"pclmulqdq", "sse4_1"},
     "avx2": {"avx2", "fma", "f16c"},
     "avx_vnni": {"avx2", "avx_vnni"},
     "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"},

@@ -14,6 +14,8 @@ import transformers
 from torch import Tensor
 
 import halfbin as hb
+from halfbin.errors import FormatError
+from halfbin.formats import safetensors
 from halfbin.formats.checkpoint import open_checkpoint
 from halfbin.formats.safetensors import SafetensorsFile
 from halfbin.models import open_skeleton
@@ -210,6 +212,23 @@ def test_an_output_of_several_files_is_one_model(layout: str, tmp_path: Path) ->
         assert {path.name for path in result.files} == set(written.files)
     found = hb.load(out, torch.float32, dequantize=True) if layout == "halfbin" else load_as_a_user_would("llama", out)
     assert_computes_the_rounded_model(found, source, plan)
+
+
+def test_a_byte_that_reads_back_as_another_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_all = safetensors._write_all
+    writes = iter(range(10**6))
+
+    def damaging(handle: int, rest: memoryview, offset: int) -> None:
+        number = next(writes)
+        write_all(handle, memoryview(bytes([rest[0] ^ 1]) + bytes(rest[1:])) if number == 5 else rest, offset)
+
+    monkeypatch.setattr(safetensors, "_write_all", damaging)
+    with (
+        planned(Job(model=str(zoo.directory_of("llama")), recipe="int8")) as (plan, checkpoint),
+        pytest.raises(FormatError, match="reads back with other bytes than were written"),
+    ):
+        execute(plan, checkpoint, tmp_path)
+    assert next(writes) > 6
 
 
 def test_linears_that_stay_are_told_to_clients(tmp_path: Path) -> None:

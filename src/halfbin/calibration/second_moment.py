@@ -1,7 +1,8 @@
 """X^T X over a stream of activations: what GPTQ asks of the data.
 
-A sample is a chunk: within it the products are summed in float32, by the machine's matrix product; samples are added in
-float64, in their order. What that means for splitting the work, as long as a sample stays whole:
+A sample is a chunk: within it the products are summed in float32, by a compiled symmetric rank-k update (`kernels/moments.py`)
+or, where that refuses, by the machine's matrix product; samples are added in float64, in their order. What that means for
+splitting the work, as long as a sample stays whole:
 
 - To the bit: chunk products that workers made with `upper_product`, added in the order of the samples by `add_product`, give
   the bits of one observer that saw the samples itself. So does an observer that is handed from worker to worker, and `merge`
@@ -9,13 +10,12 @@ float64, in their order. What that means for splitting the work, as long as a sa
 - To the rounding of float64 additions: any other `merge`, because (a + b) + (c + d) is not ((a + b) + c) + d. Either way, a sum
   of m samples is off by at most m * 2**-53 of the sum of the magnitudes that were added.
 
-Only strips on and above the diagonal are computed and kept: strip i holds the rows from i * STRIP on, from their diagonal to
-the right. Of 4096 features these are 55 % of all products, and 73 MB. Each sample passes over the whole sum once, whatever
-its length: where time matters, a sample should hold a thousand tokens or more.
+Only strips on and above the diagonal are kept: strip i holds the rows from i * STRIP on, from their diagonal to the right. Of
+4096 features these are 55 % of all, and 73 MB. Each sample passes over the whole sum once, whatever its length: where time
+matters, a sample should hold a thousand tokens or more.
 
-Tried in vain: sums of squares by channel to find NaN (a quarter of all the time). Not taken: strips on
-threads of their own, 0.72 of the rate of torch's product where strips that torch shares out between its threads have 0.88 (two
-threads of one Zen 4 core). On a machine that others keep busy it is the other way round, 0.9 and 0.5.
+Tried in vain: sums of squares by channel to find NaN (a quarter of all the time); torch's product of each strip on threads of
+their own (0.72 of the rate of torch's product, 0.88 where torch shares them out, on two threads of one Zen 4 core).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from torch import Tensor
 
 from halfbin.calibration.sample import rows_of
 from halfbin.errors import DataError
+from halfbin.kernels import moments
 
 STRIP = 384
 ENERGY_ROWS = 512  # of a weight that are multiplied at once
@@ -60,8 +61,11 @@ class SecondMoment:
           DataError: another number of features, or NaN, infinity or numbers whose products float32 cannot sum.
         """
         rows = _summable(x, self.num_features)
-        for strip, product in zip(self._strips, _products(rows), strict=True):
-            strip.add_(product)
+        if moments.refuses(rows) is None:
+            moments.add_products(rows, self._strips)
+        else:
+            for strip, product in zip(self._strips, _products(rows), strict=True):
+                strip.add_(product)
         self.num_tokens += len(rows)
 
     @torch.no_grad()
@@ -155,6 +159,8 @@ def upper_product(x: Tensor) -> Tensor:
       DataError: NaN, infinity or numbers whose products float32 cannot sum.
     """
     rows = _summable(x, None)
+    if moments.refuses(rows) is None:
+        return moments.upper_product(rows)
     n = rows.shape[1]
     upper = torch.zeros(n, n, device=rows.device)
     for part, product in zip(_strips(n), _products(rows), strict=True):

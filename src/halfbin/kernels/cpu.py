@@ -13,8 +13,9 @@ from halfbin.kernels import _native
 def features() -> frozenset[str]:
     """The instruction sets that are usable here, as the operating system allows it, by the names that kernels ask for.
 
-    On x86-64 of avx2 (with FMA and F16C), avx_vnni, avx512 (F, BW, DQ, VL), avx512_vnni, avx512_vbmi, avx512_bf16, amx_int8,
-    amx_bf16; on Arm of neon, neon_dotprod, neon_i8mm. Empty elsewhere: the portable form runs everywhere.
+    On x86-64 of pclmul (with SSE4.1), avx2 (with FMA and F16C), avx_vnni, avx512 (F, BW, DQ, VL), avx512_vnni, avx512_vbmi,
+    avx512_bf16, amx_int8, amx_bf16; on Arm of neon, neon_crc, neon_dotprod, neon_i8mm. Empty elsewhere: the portable form
+    runs everywhere.
     """
     return frozenset(_native.cpu_features())
 

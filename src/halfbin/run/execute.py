@@ -19,15 +19,16 @@ from halfbin.evaluation.layers import TensorError, rounding_sums
 from halfbin.formats.checkpoint import Checkpoint, open_checkpoint
 from halfbin.formats.layout import HoldsColumns
 from halfbin.formats.safetensors import SafetensorsWriter, write_hollow
+from halfbin.kernels.checksums import crc32
 from halfbin.kernels.errors import ErrorSums
-from halfbin.kernels.threads import in_order
+from halfbin.kernels.threads import in_order, in_turns
 from halfbin.models import targets
 from halfbin.planning import Plan, SitePlan
 from halfbin.planning.plan import IN_FLIGHT_BYTES, num_bytes
 from halfbin.planning.recipe import rounding
 from halfbin.run.blockwise import Rounded, input_quantizer, quantize_blocks
 from halfbin.run.laps import Laps
-from halfbin.run.slabs import SlabWriter, checksum, read_slab, row_step, slabs
+from halfbin.run.slabs import SlabWriter, read_slab, row_step, slabs
 from halfbin.tensor.mixed import ColumnSpec, FloatColumns, split
 from halfbin.tensor.qtensor import QTensor, require_finite
 from halfbin.tensor.scheme import Scheme
@@ -474,10 +475,13 @@ def _read_back(directory: Path, checksums: Mapping[str, int]) -> None:
         if set(written.names) != set(checksums):
             odd = sorted(set(written.names) ^ set(checksums))
             raise FormatError(f"{directory} read back with other tensors than were written, for example {odd[0]!r}")
-        for name, expected in checksums.items():
+
+        def compare(name: str) -> None:
             found = 0
             info = written.info(name)
             for rows in slabs(info.shape, 1, info.dtype.itemsize):
-                found = checksum(read_slab(written, name, rows), found)
-            if found != expected:
+                found = crc32(read_slab(written, name, rows), found)
+            if found != checksums[name]:
                 raise FormatError(f"{directory}: tensor {name!r} reads back with other bytes than were written")
+
+        in_turns(sorted(checksums, key=lambda name: -written.info(name).num_bytes), compare)

@@ -8,15 +8,14 @@ took longer than rounding.
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Iterator, Mapping
 
-import torch
 from torch import Tensor
 
 from halfbin.formats.checkpoint import Checkpoint
 from halfbin.formats.layout import ROWS_ALIGNED
 from halfbin.formats.safetensors import SafetensorsWriter
+from halfbin.kernels.checksums import crc32
 from halfbin.methods import TILEWISE
 from halfbin.tensor.granularity import Granularity
 
@@ -48,7 +47,7 @@ def read_slab(checkpoint: Checkpoint, name: str, rows: slice) -> Tensor:
 
 
 class SlabWriter:
-    """Appends rows to announced tensors, and keeps a checksum of each tensor's bytes."""
+    """Appends rows to announced tensors, and keeps the CRC-32 of each one's bytes, to compare with what the disk gives back."""
 
     def __init__(self, file: SafetensorsWriter) -> None:
         self._file = file
@@ -64,11 +63,4 @@ class SlabWriter:
                 self._rows_written[name] = start + len(tensor)
             else:
                 self._file.write(name, tensor)
-            self.checksums[name] = checksum(tensor, self.checksums.get(name, 0))
-
-
-def checksum(tensor: Tensor, before: int = 0) -> int:
-    """CRC-32 of a tensor's bytes, behind those that gave `before`: to compare what was meant with what the disk gives back."""
-    if tensor.numel() == 0:
-        return before
-    return zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy().data, before)
+            self.checksums[name] = crc32(tensor, self.checksums.get(name, 0))

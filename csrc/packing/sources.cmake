@@ -1,0 +1,3 @@
+# Packing and unpacking.
+target_sources(halfbin_kernels PRIVATE packing/bits.cpp)
+halfbin_on_lanes(packing)
