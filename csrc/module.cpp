@@ -6,6 +6,7 @@
 
 #include "checksum/bindings.h"
 #include "cpu/features.h"
+#include "cpu/threads.h"
 #include "gptq/bindings.h"
 #include "hqq/bindings.h"
 #include "matmul/bindings.h"
@@ -26,5 +27,8 @@ NB_MODULE(_native, m) {
   halfbin::BindMoments(m);
   halfbin::BindPacking(m);
   m.def("cpu_features", &halfbin::CpuFeatures, "Names of the instruction sets that this machine can run.");
+  m.def("use_openmp", [](uintptr_t gomp_parallel) { halfbin::UseOpenMp(reinterpret_cast<halfbin::GompParallel>(gomp_parallel)); },
+        "Share work out by the function GOMP_parallel at this address; 0: by a pool of threads of our own.");
+  m.def("uses_openmp", &halfbin::UsesOpenMp, "Whether work is shared out by OpenMP.");
   halfbin::BindMatmul(m);
 }

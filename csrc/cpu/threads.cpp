@@ -101,19 +101,40 @@ void Pool::Help(size_t index, size_t seen) {
 
 Pool* pool = nullptr;  // made when first needed, and left to the system at the end, as its threads may be asleep then
 std::mutex making;
+std::atomic<GompParallel> openmp{nullptr};
+
+// What the threads of an OpenMP team take tasks from.
+struct Job {
+  const std::function<void(size_t)>& work;
+  size_t num_tasks;
+  std::atomic<size_t> next{0};
+};
+
+void TakeFrom(void* data) {
+  Job& job = *static_cast<Job*>(data);
+  const bool before = inside;
+  inside = true;
+  for (size_t task; (task = job.next.fetch_add(1, std::memory_order_relaxed)) < job.num_tasks;) job.work(task);
+  inside = before;
+}
+
+void ForgetOnFork() {
+#if defined(__unix__) || defined(__APPLE__)
+  static const int registered = pthread_atfork(nullptr, nullptr, [] {
+    pool = nullptr;  // its threads stayed with the parent, and so did OpenMP's
+    openmp = nullptr;
+    new (&making) std::mutex();
+    inside = false;
+  });
+  static_cast<void>(registered);
+#endif
+}
 
 Pool& ThePool() {
   const std::lock_guard<std::mutex> lock(making);
   if (pool == nullptr) {
     pool = new Pool();
-#if defined(__unix__) || defined(__APPLE__)
-    static const int registered = pthread_atfork(nullptr, nullptr, [] {
-      pool = nullptr;  // its threads stayed with the parent
-      new (&making) std::mutex();
-      inside = false;
-    });
-    static_cast<void>(registered);
-#endif
+    ForgetOnFork();
   }
   return *pool;
 }
@@ -125,10 +146,22 @@ void ParallelFor(size_t num_threads, size_t num_tasks, const std::function<void(
     for (size_t task = 0; task < num_tasks; ++task) work(task);
     return;
   }
+  if (const GompParallel parallel = openmp.load(std::memory_order_relaxed)) {
+    Job job{work, num_tasks};
+    parallel(TakeFrom, &job, static_cast<unsigned>(num_threads < num_tasks ? num_threads : num_tasks), 0);
+    return;
+  }
   Pool& here = ThePool();
   inside = true;
   here.Run(num_threads, num_tasks, work);
   inside = false;
 }
+
+void UseOpenMp(GompParallel parallel) {
+  ForgetOnFork();
+  openmp = parallel;
+}
+
+bool UsesOpenMp() { return openmp.load(std::memory_order_relaxed) != nullptr; }
 
 }  // namespace halfbin

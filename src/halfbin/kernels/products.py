@@ -22,6 +22,7 @@ from torch import Tensor
 
 from halfbin.errors import DataError
 from halfbin.kernels import _native
+from halfbin.kernels.openmp import share_torchs_threads
 
 SCALE_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 INPUT_TYPES = (torch.float32, torch.bfloat16)
@@ -107,6 +108,7 @@ def pack(
             f"scale is {list(scale.shape)}, expected {[rows, groups]} for codes {list(codes.shape)}, and zero points alike"
         )
     low = least if table is None else min(table)
+    share_torchs_threads()
     codes, scale = codes.contiguous(), scale.contiguous()
     zeros = None if zero_point is None else zero_point.to(torch.int32).contiguous()
     shape = (rows, columns, group_size, 2 if bits <= 2 else 4 if bits <= 4 else 8, SCALE_TYPES[scale.dtype])
