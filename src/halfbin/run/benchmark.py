@@ -16,7 +16,7 @@ from halfbin.errors import HalfbinError, ModelError
 from halfbin.evaluation.speed import Speed, measure_speed
 from halfbin.kernels.streaming import read_rate
 from halfbin.models import Skeleton, load_weights, open_skeleton
-from halfbin.models.running import load_running
+from halfbin.models.running import Running, load_running
 from halfbin.nn import QuantEmbedding, QuantModule
 from halfbin.run import jsonable
 from halfbin.run.events import Event, OnEvent
@@ -112,14 +112,14 @@ class Benchmark:
 def benchmark(
     directory: Path,
     *,
-    dtype: str | None = None,
-    prompt_tokens: int = 512,
-    new_tokens: int = 32,
-    rounds: int = 3,
-    threads: int | None = None,
-    alone: bool = False,
-    trust_remote_code: bool = False,
-    on_event: OnEvent | None = None,
+    dtype: str | None,
+    prompt_tokens: int,
+    new_tokens: int,
+    rounds: int,
+    threads: int | None,
+    alone: bool,
+    trust_remote_code: bool,
+    on_event: OnEvent | None,
 ) -> Benchmark:
     """Time a checkpoint of any layout; see `evaluation/speed.py` for what is timed.
 
@@ -146,36 +146,34 @@ def benchmark(
     chosen = _dtype(dtype, skeleton)
     tell = on_event or (lambda event: None)
 
-    def timed(name: str, load: Callable[[], tuple[nn.Module, _Layers]]) -> tuple[Runner, _Layers]:
+    def timed(name: str, load: Callable[[], Running]) -> tuple[Runner, tuple[LayerKernel, ...], Mapping[str, str]]:
         with _memory() as held:
             tell(Event(f"loading {name}", 0, 0, "tensors"))
-            model, layers = load()
+            loaded = load()
             vocabulary = skeleton.config.get_text_config().vocab_size
             generator = torch.Generator().manual_seed(PROMPT_SEED)
             prompt = torch.randint(vocabulary, (1, prompt_tokens), generator=generator)
             speed = measure_speed(
-                model,
+                loaded.model,
                 prompt,
                 new_tokens=new_tokens,
                 rounds=rounds,
                 on_step=lambda done, total: tell(Event(f"timing {name}", done, total, "rounds")),
             )
-            layers = _Layers(_kernels(model), layers.dequantized)
-            read = bytes_per_token(model)
-        return Runner(name, speed, read, held.bytes), layers
-
-    def codes() -> tuple[nn.Module, _Layers]:
-        found = load_running(skeleton, dtype=chosen, on_step=lambda done, total: give_back())
-        return found.model, _Layers((), found.dequantized)
+            kernels, dequantized, read = _kernels(loaded.model), loaded.dequantized, bytes_per_token(loaded.model)
+            del loaded  # its memory is to be given back at the end of the block
+        return Runner(name, speed, read, held.bytes), kernels, dequantized
 
     with _threads(threads) as count:
         rate = read_rate()
-        running, layers = timed("codes", codes)
+        codes, layers, dequantized = timed(
+            "codes", lambda: load_running(skeleton, dtype=chosen, on_step=lambda done, total: give_back())
+        )
         floats = None
-        if layers.kernels and not alone:
-            floats, _ = timed("floats", lambda: (load_weights(skeleton, dtype=chosen), _Layers((), {})))
+        if layers and not alone:
+            floats, _, _ = timed("floats", lambda: Running(load_weights(skeleton, dtype=chosen), {}))
     name = next(name for name, known in DTYPES.items() if known == chosen)
-    return Benchmark(str(directory), name, count, running, floats, rate, layers.kernels, layers.dequantized)
+    return Benchmark(str(directory), name, count, codes, floats, rate, layers, dequantized)
 
 
 def bytes_per_token(model: nn.Module) -> int:
@@ -190,12 +188,6 @@ def bytes_per_token(model: nn.Module) -> int:
         for parameter in module.parameters(recurse=False):
             read[parameter.data_ptr()] = parameter.numel() * parameter.element_size()
     return round(sum(read.values()))
-
-
-@dataclass(frozen=True, slots=True)
-class _Layers:
-    kernels: tuple[LayerKernel, ...]
-    dequantized: Mapping[str, str]
 
 
 def _kernels(model: nn.Module) -> tuple[LayerKernel, ...]:
