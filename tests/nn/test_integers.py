@@ -228,3 +228,13 @@ def test_a_number_of_threads_of_its_own() -> None:
         assert torch.equal(layer(x), y)
     finally:
         products.set_num_threads(None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_bias_may_lie_in_steps(dtype: torch.dtype) -> None:
+    q = quantize(torch.randn(6, 64, generator=torch.Generator().manual_seed(0)), parse_scheme("int8-channel"))
+    steps = nn.Parameter(torch.arange(12.0, dtype=dtype)[::2], requires_grad=False)
+    together = nn.Parameter(steps.detach().clone(memory_format=torch.contiguous_format), requires_grad=False)
+    assert not steps.is_contiguous() and together.is_contiguous()
+    x = torch.ones(2, 64)
+    assert torch.equal(QuantLinear(q, steps)(x), QuantLinear(q, together)(x))

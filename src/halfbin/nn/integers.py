@@ -188,5 +188,7 @@ def _by_row(params: Tensor, q: QTensor, groups: int) -> Tensor:
 
 
 def readable(bias: Tensor | None) -> Tensor | None:
-    """Float16 biases as float32; what the kernels read stays as it is."""
-    return bias if bias is None or bias.dtype in products.INPUT_TYPES else bias.to(torch.float32)
+    """Float16 biases as float32, and values that lie in steps side by side; what the kernels read stays as it is."""
+    if bias is None:
+        return None
+    return (bias if bias.dtype in products.INPUT_TYPES else bias.to(torch.float32)).contiguous()
