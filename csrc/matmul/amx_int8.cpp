@@ -45,9 +45,9 @@ struct alignas(64) TileConfig {
 struct Dot {
   static constexpr size_t kTilesAtOnce = 2, kPartRows = 32;
   static constexpr bool kNeverUnpacks = false, kAlwaysUnpacks = true, kCentres = true;
-  size_t tile, run, next_tile;  // next_tile: bytes from one tile of inputs to the next
+  size_t tile, run, next_tile, groups;  // next_tile: bytes from one tile of inputs to the next
 
-  explicit Dot(const Inputs& x) : tile(x.tile), run(x.run), next_tile(x.groups * x.padded * x.tile) {
+  explicit Dot(const Inputs& x) : tile(x.tile), run(x.run), next_tile(x.groups * x.padded * x.tile), groups(x.groups) {
     TileConfig config;
     for (int i = 0; i < 4; ++i) config.row_bytes[i] = 64, config.rows[i] = static_cast<uint8_t>(tile);
     for (int i = 4; i < 6; ++i) config.row_bytes[i] = static_cast<uint16_t>(run), config.rows[i] = static_cast<uint8_t>(tile);
@@ -60,7 +60,8 @@ struct Dot {
 
   // 32 rows of the panel, two tiles of tokens.
   template <bool Signed>
-  void TwoByTwo(const uint8_t* codes, size_t columns, const int8_t* x, bool add, uint32_t* totals) const {
+  [[gnu::noinline]] void TwoByTwo(const uint8_t* codes, size_t columns, const int8_t* x, bool add, uint32_t* totals) const {
+    const size_t run = this->run, step = run * tile, next_tile = this->next_tile;
     uint32_t* second = totals + tile * kPanelRows;
     if (add) {
       LoadTile<0>(totals, 256), LoadTile<1>(totals + 16, 256);
@@ -68,7 +69,7 @@ struct Dot {
     } else {
       ClearTile<0>(), ClearTile<1>(), ClearTile<2>(), ClearTile<3>();
     }
-    for (size_t c = 0; c < columns; c += run, codes += run * kPanelRows, x += run * tile) {
+    for (size_t c = 0; c < columns; c += run, codes += run * kPanelRows, x += step) {
       LoadTile<6>(codes, 256);
       LoadTile<4>(x, run);
       DotTile<Signed, 0, 4, 6>();
@@ -108,6 +109,52 @@ struct Dot {
     if (tiles == 1) return OneByTwo<true>(codes, columns, x, add, totals);
     TwoByTwo<true>(codes, columns, x, add, totals);
   }
+  // y[t][r] += float(totals[t][r]) * scales[r] * group_scales[t] for 32 rows of a panel, totals [tokens][32].
+  static void AddScaled(const uint32_t* totals, size_t tokens, __m512 first, __m512 second, const float* group_scales, float* y) {
+    for (size_t t = 0; t < tokens; ++t, totals += 32, y += kPanelRows) {
+      const __m512 group_scale = _mm512_set1_ps(group_scales[t]);
+      const __m512 a = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_load_si512(totals)), first);
+      const __m512 b = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_load_si512(totals + 16)), second);
+      _mm512_store_ps(y, _mm512_fmadd_ps(a, group_scale, _mm512_load_ps(y)));
+      _mm512_store_ps(y + 16, _mm512_fmadd_ps(b, group_scale, _mm512_load_ps(y + 16)));
+    }
+  }
+
+  // A group of a few columns is little work: what surrounds its products must be less. With totals of a whole block of tokens in memory
+  // and scaled by the loops of steps.h, 512 x 4096 x 4096 in groups of 128 took 14.5 ms; so, 10.7.
+  [[gnu::noinline]] void Scaled(const uint8_t* codes, size_t columns, const int8_t* x, size_t tiles, const float* scales,
+                                const float* group_scales, float* y, uint32_t* totals) const {
+    const size_t run = this->run, step = run * tile, next_tile = this->next_tile, tokens = tile;
+    uint32_t* second = totals + tokens * 32;
+    ClearTile<0>(), ClearTile<1>();
+    if (tiles == 1) {
+      for (size_t c = 0; c < columns; c += run, codes += run * kPanelRows, x += step) {
+        LoadTile<4>(x, run);
+        LoadTile<6>(codes, 256);
+        DotTile<true, 0, 4, 6>();
+        LoadTile<7>(codes + 64, 256);
+        DotTile<true, 1, 4, 7>();
+      }
+    } else {
+      ClearTile<2>(), ClearTile<3>();
+      for (size_t c = 0; c < columns; c += run, codes += run * kPanelRows, x += step) {
+        LoadTile<6>(codes, 256);
+        LoadTile<4>(x, run);
+        DotTile<true, 0, 4, 6>();
+        LoadTile<7>(codes + 64, 256);
+        DotTile<true, 1, 4, 7>();
+        LoadTile<5>(x + next_tile, run);
+        DotTile<true, 2, 5, 6>();
+        DotTile<true, 3, 5, 7>();
+      }
+    }
+    StoreTile<0>(totals, 128), StoreTile<1>(totals + 16, 128);
+    const __m512 a = _mm512_load_ps(scales), b = _mm512_load_ps(scales + 16);
+    if (tiles == 2) StoreTile<2>(second, 128), StoreTile<3>(second + 16, 128);
+    AddScaled(totals, tokens, a, b, group_scales, y);
+    if (tiles == 2) AddScaled(second, tokens, a, b, group_scales + groups * tokens, y + tokens * kPanelRows);
+  }
+
   void Nibbles(const uint8_t*, size_t, const int8_t*, size_t, bool, uint32_t*) const {}
 
   // Less the zero points: what is left fits int8, and totals need no correction.
@@ -124,7 +171,7 @@ struct Dot {
   }
 };
 
-constexpr InstructionSet kSet{"amx_int8", 16, 64, &RoundTokens, &Multiply<Dot>};
+constexpr InstructionSet kSet{"amx_int8", 16, 64, &RoundTokens<Avx512Loops>, &Multiply<Dot>};
 
 }  // namespace
 

@@ -129,7 +129,7 @@ struct Dot {
   }
 };
 
-constexpr InstructionSet kSet{"avx512_vnni", 6, 4, &RoundTokens, &Multiply<Dot>};
+constexpr InstructionSet kSet{"avx512_vnni", 6, 4, &RoundTokens<Avx512Loops>, &Multiply<Dot>};
 
 }  // namespace
 

@@ -23,15 +23,19 @@ inline int32_t Shift(const InputGrid& grid) { return grid.qmax > 127 ? 128 : 0; 
 inline bool HasZeros(const InputGrid& grid) { return !grid.symmetric || Shift(grid) != 0; }
 
 // Tokens are cut into tiles of `tile` tokens, the last one filled up with zeros; a group of columns into runs of `run` bytes.
-//   codes: [tiles][groups][padded / run][tile][run]
+//   codes:              [tiles][groups][padded / run][tile][run]
+//   group_scales, sums: [tiles][groups][tile]
 struct Inputs {
   size_t m, tiles, tile, run, groups, padded;
   int8_t* codes;
-  float* group_scales;  // [tiles * tile, groups]; 1 where scales are a token's
-  int32_t* sums;        // [tiles * tile, groups]: of s over the group
+  float* group_scales;  // 1 where scales are a token's
+  int32_t* sums;        // of s over the group
   float* token_scales;  // [tiles * tile]; 1 where scales are a group's; NaN where the token holds NaN or infinity
   int32_t* zeros;       // [tiles * tile]; only read where has_zeros
   bool has_zeros;
+
+  // Where the scales and the sums of a tile's tokens lie, for one group.
+  size_t At(size_t tile_index, size_t group) const { return (tile_index * groups + group) * tile; }
 };
 
 // Bytes of memory that Inputs needs, aligned to 64, and the pointers into it.

@@ -6,6 +6,7 @@
 #include <memory>
 #include <new>
 
+#include "cpu/caches.h"
 #include "cpu/features.h"
 #include "cpu/threads.h"
 
@@ -89,7 +90,7 @@ size_t Run(const Linear& linear, const InstructionSet& set, size_t num_threads) 
   // The caller's own part of the work uses the memory before the inputs.
   uint8_t* memory = Scratch(kProductMemory + InputBytes(linear.m, tile, w));
   const Product product{w, PlaceInputs(linear.m, tile, run, w, HasZeros(linear.grid), memory + kProductMemory), linear.bias,
-                        linear.y, linear.y_type};
+                        linear.y, linear.y_type, SecondCacheBytes() / 2};
   const size_t tokens = product.inputs.tiles * tile;
   std::atomic<size_t> odd{0};
   ParallelFor(num_threads, (tokens + kRoundedTogether - 1) / kRoundedTogether, [&](size_t task) {

@@ -43,7 +43,9 @@ struct NeonLoops {
     return RangeFrom(least, greatest);
   }
 
-  static int32_t RoundPiece(const float* v, size_t n, const InputGrid& grid, const Step& step, int8_t* out) {
+  static int32_t RoundPiece(const Tensor& x, size_t at, size_t n, const InputGrid& grid, const Step& step, int8_t* out) {
+    alignas(64) float v[64];
+    LoadPiece(x, at, n, v);
     const float32x4_t scale = vdupq_n_f32(step.scale);
     const float32x4_t low = vdupq_n_f32(static_cast<float>(grid.qmin - step.zero_point));
     const float32x4_t high = vdupq_n_f32(static_cast<float>(grid.qmax - step.zero_point));

@@ -29,6 +29,7 @@ struct Product {
   Tensor bias;  // [n]
   void* y;      // [m, n]
   Float y_type;
+  size_t cached_bytes;  // of inputs' codes that may be kept in the second cache while panels go by
 };
 
 // One instruction set. Both functions may be called from several threads at once, for different tokens and panels.
@@ -45,12 +46,10 @@ struct InstructionSet {
   void (*multiply)(const Product& product, size_t first, size_t last, uint8_t* memory);
 };
 
-// Tokens that are taken through a panel together, and columns of a group that are multiplied before the next tokens' turn.
-// On a Xeon with 2 MiB of L2 and 10 GB/s from memory a thread, int8 at 256 x 4096 x 4096 takes 6.9 ms so, 8.1 with blocks of 128
-// tokens, 9.3 with 64, 7.7 with chunks of 512; int4 is 5 % faster with 128 tokens.
-constexpr size_t kTokenBlock = 256;  // a multiple of two tiles
+// Tokens that are taken through a panel together, and columns whose codes are unpacked together: float y and int32 totals
+// [kTokenBlock][64] and the chunk, 48 KiB in all at most, are what the loops go over again and again.
+constexpr size_t kTokenBlock = 64;  // a multiple of two tiles
 constexpr size_t kColumnChunk = 256;
-// float y and int32 totals [kTokenBlock][64], and a chunk of codes unpacked to bytes.
 constexpr size_t kProductMemory = 2 * kTokenBlock * kPanelRows * 4 + kColumnChunk * kPanelRows;
 
 // Null where this build has no such code; whether the processor runs it is another question.

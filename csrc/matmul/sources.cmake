@@ -4,7 +4,8 @@ target_sources(halfbin_kernels PRIVATE cpu/read.cpp matmul/weights.cpp matmul/in
 set(matmul_sets_x86 avx2 avx_vnni avx512_vnni amx_int8)
 set(matmul_avx2 -mavx2 -mfma -mf16c)
 set(matmul_avx_vnni ${matmul_avx2} -mavxvnni)
-set(matmul_avx512_vnni ${matmul_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mprefer-vector-width=512)
+set(matmul_avx512_vnni ${matmul_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mprefer-vector-width=512
+    -Wno-uninitialized -Wno-maybe-uninitialized)  # of gcc 12's own intrinsics, its bug 105593
 set(matmul_amx_int8 ${matmul_avx512_vnni} -mamx-tile -mamx-int8)
 # gcc 12 orders the loads of these loops so early that sums leave their registers: up to 35 times a turn, hence without.
 set(matmul_sets_arm neon_dotprod neon_i8mm)

@@ -19,7 +19,12 @@
 namespace halfbin::matmul {
 namespace {
 
-// The same, and zeros up to 64 behind them: whole pieces become vector instructions.
+// Not std::min: a function that the linker shares may be the one compiled for another processor.
+inline size_t Min(size_t a, size_t b) { return a < b ? a : b; }
+inline size_t Max(size_t a, size_t b) { return a > b ? a : b; }
+inline size_t Ceil(size_t n, size_t d) { return (n + d - 1) / d; }
+
+// Load, and zeros up to 64 behind the numbers: whole pieces become vector instructions.
 inline void LoadPiece(const Tensor& x, size_t at, size_t n, float* out) {
   if (n == 64) {
     Load(x, at, 64, out);
@@ -94,8 +99,10 @@ inline Step StepOf(const InputGrid& grid, const Range& range) {
   return {scale, static_cast<int32_t>(BitsOf(clipped + 0x1.8p23f) - BitsOf(0x1.8p23f))};
 }
 
-// Codes s of the first n of 64 numbers v, then zeros. Returns the sum of s.
-inline int32_t RoundPiece(const float* v, size_t n, const InputGrid& grid, const Step& step, int8_t* out) {
+// Codes s of n <= 64 numbers from x[at] on, then zeros up to 64. Returns the sum of s.
+inline int32_t RoundPiece(const Tensor& x, size_t at, size_t n, const InputGrid& grid, const Step& step, int8_t* out) {
+  alignas(64) float v[64];
+  LoadPiece(x, at, n, v);
   // Clipped before they are rounded, which is the same as both ends are integers; then the sum's last bits are the integer.
   const float low = static_cast<float>(grid.qmin - step.zero_point), high = static_cast<float>(grid.qmax - step.zero_point);
   const int32_t offset = step.zero_point - Shift(grid) - static_cast<int32_t>(BitsOf(0x1.8p23f));
@@ -121,13 +128,11 @@ struct PlainLoops {
 template <class Loops>
 inline int32_t RoundGroup(const Tensor& x, size_t at, size_t columns, const InputGrid& grid, const Step& step, bool finite,
                           const Inputs& to, int8_t* first_run) {
-  alignas(64) float v[64];
   alignas(64) int8_t codes[64];
   int32_t sum = 0;
   for (size_t c = 0; c < to.padded; c += 64) {
     const size_t here = !finite || c >= columns ? 0 : columns - c < 64 ? columns - c : 64;
-    LoadPiece(x, at + c, here, v);
-    sum += Loops::RoundPiece(v, here, grid, step, codes);
+    sum += Loops::RoundPiece(x, at + c, here, grid, step, codes);
     const size_t bytes = to.padded - c < 64 ? to.padded - c : 64;
     if (to.tile == 1) {
       std::memcpy(first_run + c, codes, bytes);
@@ -160,7 +165,7 @@ size_t RoundTokens(const Tensor& x, const InputGrid& grid, const Product& produc
         step = StepOf(grid, range);
         all_finite = all_finite && range.finite;
       }
-      const size_t at = t * to.groups + g;
+      const size_t at = to.At(t / to.tile, g) + t % to.tile;
       int8_t* run = codes + g * to.padded * to.tile;
       to.sums[at] = RoundGroup<Loops>(x, t * k + begin, real ? columns : 0, grid, step, range.finite, to, run);
       to.group_scales[at] = !by_group ? 1.0f : range.finite ? step.scale : std::numeric_limits<float>::quiet_NaN();
@@ -185,34 +190,43 @@ inline void LoadScales(const Weights& w, const uint8_t* block, float* out) {
   }
 }
 
-// From the sums of products of group g, int32 [tokens][64], to y, float32 [tokens][64], for `Rows` rows of a panel from `row` on.
-// `centred`: the sums are those of u - z already.
-template <size_t Rows>
-inline void AddGroup(const Product& p, const uint8_t* block, const float* scales, size_t g, size_t first_token, size_t tokens,
-                     size_t row, bool centred, const uint32_t* __restrict totals, float* __restrict y) {
-  const Weights& w = p.weights;
-  const uint8_t* zeros = block + w.zeros_at + row;
-  const uint32_t* sums = reinterpret_cast<const uint32_t*>(block + w.sums_at) + row;
-  scales += row, totals += row, y += row;
-  for (size_t i = 0; i < tokens; ++i, totals += kPanelRows, y += kPanelRows) {
-    const size_t t = first_token + i;
-    const uint32_t sum = centred ? 0 : static_cast<uint32_t>(p.inputs.sums[t * w.groups + g]);
-    const float group_scale = p.inputs.group_scales[t * w.groups + g];
-    const uint32_t constant = w.header.has_zeros ? 0 : sum * static_cast<uint32_t>(w.header.zero);
-    const uint32_t x_zero = p.inputs.has_zeros ? static_cast<uint32_t>(p.inputs.zeros[t]) : 0;
-    const auto add = [&](auto correction) {
-      for (size_t r = 0; r < Rows; ++r) {
-        const float part = static_cast<float>(static_cast<int32_t>(totals[r] - correction(r))) * scales[r];
-        y[r] = __builtin_fmaf(part, group_scale, g == 0 ? 0.0f : y[r]);
-      }
-    };
-    if (p.inputs.has_zeros) {
-      add([&](size_t r) { return (w.header.has_zeros ? zeros[r] * sum : constant) + x_zero * sums[r]; });
-    } else if (w.header.has_zeros && !centred) {
-      add([&](size_t r) { return zeros[r] * sum; });
-    } else {
-      add([&](size_t) { return constant; });
+// y[t][r] += float(correct(totals[t][r], t, r)) * scales[r] * group_scales[t], for `Rows` of 64 rows.
+template <size_t Rows, class Correct>
+inline void AddScaled(const uint32_t* __restrict totals, size_t tokens, const float* __restrict scales,
+                      const float* __restrict group_scales, Correct correct, float* __restrict y) {
+  for (size_t t = 0; t < tokens; ++t, totals += kPanelRows, y += kPanelRows) {
+    for (size_t r = 0; r < Rows; ++r) {
+      const float part = static_cast<float>(static_cast<int32_t>(correct(totals[r], t, r))) * scales[r];
+      y[r] = __builtin_fmaf(part, group_scales[t], y[r]);
     }
+  }
+}
+
+// From the sums of products of group g of one tile of tokens, int32 [tile][64], to y, float32 [tile][64], for `Rows` rows of a panel
+// from `row` on. `centred`: the sums are those of u - z already. A function of its own, or its loops take the caller's registers.
+template <size_t Rows>
+[[gnu::noinline]] void AddGroup(const Product& p, const uint8_t* block, const float* scales, size_t g, size_t tile, size_t row,
+                                bool centred, const uint32_t* totals, float* y) {
+  const Weights& w = p.weights;
+  const Inputs& x = p.inputs;
+  const size_t at = x.At(tile, g);
+  const float* group_scales = x.group_scales + at;
+  const int32_t* input_sums = x.sums + at;
+  const uint32_t zero = static_cast<uint32_t>(w.header.zero);
+  const bool has_zeros = w.header.has_zeros && !centred, has_zero = !w.header.has_zeros && !centred && zero != 0;
+  const auto add = [&](auto correct) { AddScaled<Rows>(totals + row, x.tile, scales + row, group_scales, correct, y + row); };
+  if (x.has_zeros || has_zeros) {
+    const uint8_t* zeros = block + w.zeros_at + row;
+    const uint32_t* sums = reinterpret_cast<const uint32_t*>(block + w.sums_at) + row;
+    add([&](uint32_t total, size_t t, size_t r) {
+      const uint32_t sum = centred ? 0 : static_cast<uint32_t>(input_sums[t]);
+      const uint32_t x_zero = x.has_zeros ? static_cast<uint32_t>(x.zeros[tile * x.tile + t]) : 0;
+      return total - (has_zeros ? zeros[r] : zero) * sum - (x.has_zeros ? x_zero * sums[r] : 0);
+    });
+  } else if (has_zero) {
+    add([&](uint32_t total, size_t t, size_t) { return total - zero * static_cast<uint32_t>(input_sums[t]); });
+  } else {
+    add([](uint32_t total, size_t, size_t) { return total; });
   }
 }
 
@@ -278,7 +292,8 @@ inline void LookUpNibbles(const uint8_t* __restrict codes, size_t columns, const
 #endif
 }
 
-// The order of a product: blocks of tokens, panels, groups, chunks of columns, parts of a panel's rows, tiles of tokens. `Dot` has
+// The order of a product: spans of tokens whose inputs stay in the second cache, panels, blocks of tokens, groups, chunks of columns,
+// tiles of tokens, parts of a panel's rows. What a block needs of one group stays in the first cache. `Dot` has
 //
 //   kTilesAtOnce, kPartRows           tiles of tokens and rows of a panel that one call takes
 //   kNeverUnpacks, kAlwaysUnpacks     whether codes of 4 bits become bytes first; neither: when several calls share them
@@ -290,6 +305,9 @@ inline void LookUpNibbles(const uint8_t* __restrict codes, size_t columns, const
 //   Unpack(codes, columns, block, weights, out)      from 4 bits to 8
 //   Crumbs(...), LookedUp(..., table)                as Nibbles, codes of 2 bits and those with a table; where there is no such function
 //                                                    they always become bytes first, by the loops above
+//   Scaled(codes, columns, x, tiles, scales, group_scales, y, memory)
+//                                                    as Centred for a whole group, and then scaled into y, where there is such a
+//                                                    function; group_scales of the next tile are `groups * tile` further
 //
 // Totals are scaled one call late, so that the processor has products to work on meanwhile.
 template <class Dot>
@@ -303,22 +321,37 @@ class Multiplier {
         unpacked_(memory + 2 * kTokenBlock * kPanelRows * 4) {}
 
   void Run(size_t first, size_t last) {
-    // Blocks of about the same size: a last one of a tile would go through all codes for little.
-    const size_t tiles = p_.inputs.tiles, calls = (tiles + Dot::kTilesAtOnce - 1) / Dot::kTilesAtOnce;
-    const size_t most = kTokenBlock / (p_.inputs.tile * Dot::kTilesAtOnce), blocks = (calls + most - 1) / most;
-    for (size_t i = 0; i < blocks; ++i) {
-      first_tile_ = calls * i / blocks * Dot::kTilesAtOnce;
-      end_tile_ = calls * (i + 1) / blocks * Dot::kTilesAtOnce;
-      end_tile_ = end_tile_ < tiles ? end_tile_ : tiles;
-      several_ = end_tile_ - first_tile_ > Dot::kTilesAtOnce;
-      for (size_t panel = first; panel < last; ++panel) {
-        for (size_t g = 0; g < p_.weights.groups; ++g) Group(panel, g);
-        Finish(p_, panel, first_tile_ * p_.inputs.tile, (end_tile_ - first_tile_) * p_.inputs.tile, y_);
+    const Inputs& x = p_.inputs;
+    const size_t calls = Ceil(x.tiles, Dot::kTilesAtOnce), call_tokens = x.tile * Dot::kTilesAtOnce;
+    const size_t block_calls = kTokenBlock / call_tokens, token_bytes = x.groups * x.padded;
+    const size_t span_blocks = Max(1, p_.cached_bytes / (block_calls * call_tokens * token_bytes));
+    const size_t spans = Ceil(calls, span_blocks * block_calls);
+    for (size_t i = 0; i < spans; ++i) Span(calls * i / spans, calls * (i + 1) / spans, block_calls, first, last);
+  }
+
+ private:
+  // Calls from `begin` to `end`, for all panels. Blocks are of about the same size: a last one of a tile would go through all codes for
+  // little.
+  void Span(size_t begin, size_t end, size_t block_calls, size_t first, size_t last) {
+    const size_t calls = end - begin, blocks = Ceil(calls, block_calls);
+    const Weights& w = p_.weights;
+    // While calls share a panel the next one comes from memory, a slice at each call. Alone, a call asks for what it needs itself.
+    const size_t panel_calls = calls * (kPanelRows / Dot::kPartRows) * w.groups * Ceil(w.padded, kColumnChunk);
+    slice_ = calls == 1 ? 0 : Ceil(w.panel_bytes, panel_calls * 64) * 64;
+    for (size_t panel = first; panel < last; ++panel) {
+      ahead_ = w.panels + (panel + 1) * w.panel_bytes;
+      for (size_t i = 0; i < blocks; ++i) {
+        first_tile_ = (begin + calls * i / blocks) * Dot::kTilesAtOnce;
+        end_tile_ = Min((begin + calls * (i + 1) / blocks) * Dot::kTilesAtOnce, p_.inputs.tiles);
+        several_ = end_tile_ - first_tile_ > Dot::kTilesAtOnce;
+        const size_t tokens = (end_tile_ - first_tile_) * p_.inputs.tile;
+        std::memset(y_, 0, tokens * kPanelRows * sizeof *y_);
+        for (size_t g = 0; g < w.groups; ++g) Group(panel, g);
+        Finish(p_, panel, first_tile_ * p_.inputs.tile, tokens, y_);
       }
     }
   }
 
- private:
   void Group(size_t panel, size_t g) {
     const Weights& w = p_.weights;
     const uint8_t* block = w.panels + panel * w.panel_bytes + g * w.block_bytes;
@@ -349,32 +382,39 @@ class Multiplier {
              bool centred) {
     const Weights& w = p_.weights;
     const Inputs& x = p_.inputs;
-    const bool last = c + columns == w.padded;
+    const bool last = c + columns == w.padded, whole = columns == w.padded;
     const uint32_t bits = unpacked ? 8 : w.header.bits;
-    const size_t tile_bytes = w.groups * w.padded * x.tile;
-    const auto add_group = [&](size_t tile, size_t tiles, size_t row) {
-      const size_t token = (tile - first_tile_) * x.tile;
-      AddGroup<Dot::kPartRows>(p_, block, scales, g, tile * x.tile, tiles * x.tile, row, centred, totals_ + token * kPanelRows,
-                               y_ + token * kPanelRows);
+    const size_t tile_bytes = w.groups * w.padded * x.tile, tile_totals = x.tile * kPanelRows;
+    // Totals of a group that is one chunk are scaled at the next call: two calls' memory serves for all.
+    const auto totals_of = [&](size_t tile) {
+      const size_t i = tile - first_tile_;
+      return totals_ + (whole ? i / Dot::kTilesAtOnce % 2 * Dot::kTilesAtOnce : i) * tile_totals;
     };
-    // While tiles share a chunk, what follows it comes from memory, a slice at each call.
-    const size_t calls = (end_tile_ - first_tile_ + Dot::kTilesAtOnce - 1) / Dot::kTilesAtOnce * (kPanelRows / Dot::kPartRows);
-    const size_t bytes = last ? w.block_bytes : kColumnChunk * kPanelRows * w.header.bits / 8;
-    const size_t slice = several_ ? (bytes / 64 + calls - 1) / calls * 64 : 0;
-    const uint8_t* next = block + (last ? w.block_bytes : (c + columns) * kPanelRows * w.header.bits / 8);
+    const auto add_group = [&](size_t tile, size_t tiles, size_t row) {
+      for (size_t i = 0; i < tiles; ++i) {
+        AddGroup<Dot::kPartRows>(p_, block, scales, g, tile + i, row, centred, totals_of(tile) + i * tile_totals,
+                                 y_ + (tile + i - first_tile_) * tile_totals);
+      }
+    };
     size_t late_tile = 0, late_tiles = 0, late_row = 0;
-    for (size_t row = 0; row < kPanelRows; row += Dot::kPartRows) {
-      for (size_t tile = first_tile_; tile < end_tile_; tile += Dot::kTilesAtOnce) {
-        const size_t tiles = end_tile_ - tile < Dot::kTilesAtOnce ? end_tile_ - tile : Dot::kTilesAtOnce;
-        for (const uint8_t* end = next + slice; next < end; next += 64) __builtin_prefetch(next, 0, 2);
-        const int8_t* s = x.codes + tile * tile_bytes + (g * w.padded + c) * x.tile;
-        uint32_t* totals = totals_ + (tile - first_tile_) * x.tile * kPanelRows + row;
-        Call(bits, centred, codes + row * 4, columns, s, tiles, c != 0, totals);
+    for (size_t tile = first_tile_; tile < end_tile_; tile += Dot::kTilesAtOnce) {
+      const size_t tiles = Min(end_tile_ - tile, Dot::kTilesAtOnce);
+      const int8_t* s = x.codes + tile * tile_bytes + (g * w.padded + c) * x.tile;
+      for (size_t row = 0; row < kPanelRows; row += Dot::kPartRows) {
+        for (const uint8_t* end = ahead_ + slice_; ahead_ < end; ahead_ += 64) __builtin_prefetch(ahead_, 0, 2);
+        if constexpr (kScales) {
+          if (whole && centred && !x.has_zeros) {
+            dot_.Scaled(codes + row * 4, columns, s, tiles, scales + row, x.group_scales + x.At(tile, g),
+                        y_ + (tile - first_tile_) * tile_totals + row, totals_);
+            continue;
+          }
+        }
+        Call(bits, centred, codes + row * 4, columns, s, tiles, c != 0, totals_of(tile) + row);
         if (last && late_tiles != 0) add_group(late_tile, late_tiles, late_row);
         late_tile = tile, late_tiles = tiles, late_row = row;
       }
     }
-    if (last) add_group(late_tile, late_tiles, late_row);
+    if (last && late_tiles != 0) add_group(late_tile, late_tiles, late_row);
   }
 
   void Call(uint32_t bits, bool centred, const uint8_t* codes, size_t columns, const int8_t* x, size_t tiles, bool add,
@@ -393,6 +433,7 @@ class Multiplier {
   }
 
   static constexpr bool kHasCrumbs = requires { &Dot::Crumbs; }, kHasTables = requires { &Dot::LookedUp; };
+  static constexpr bool kScales = requires { &Dot::Scaled; };
 
   const Product& p_;
   Dot dot_;
@@ -401,6 +442,8 @@ class Multiplier {
   uint8_t* unpacked_;
   size_t first_tile_ = 0, end_tile_ = 0;
   bool several_ = false;  // calls of Dot for the tiles of the block
+  const uint8_t* ahead_ = nullptr;
+  size_t slice_ = 0;
 };
 
 template <class Dot>
