@@ -11,6 +11,7 @@
 #include "hqq/bindings.h"
 #include "matmul/bindings.h"
 #include "moments/bindings.h"
+#include "norms/bindings.h"
 #include "packing/bindings.h"
 #include "rounding/bindings.h"
 
@@ -25,6 +26,7 @@ NB_MODULE(_native, m) {
   halfbin::BindGptq(m);
   halfbin::BindHqq(m);
   halfbin::BindMoments(m);
+  halfbin::BindNorms(m);
   halfbin::BindPacking(m);
   m.def("cpu_features", &halfbin::CpuFeatures, "Names of the instruction sets that this machine can run.");
   m.def("use_openmp", [](uintptr_t gomp_parallel) { halfbin::UseOpenMp(reinterpret_cast<halfbin::GompParallel>(gomp_parallel)); },

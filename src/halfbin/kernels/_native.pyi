@@ -11,6 +11,21 @@ def crc32(instruction_set: str, data: Tensor, before: int) -> int: ...
 def add_to_strips(instruction_set: str, x: Tensor, sums: Sequence[Tensor], num_threads: int) -> None: ...
 def upper_product(instruction_set: str, x: Tensor, product: Tensor, num_threads: int) -> None: ...
 
+# Norms; addresses are integers.
+def rms_norm(
+    instruction_set: str,
+    x: int,
+    weight: int,
+    y: int,
+    m: int,
+    n: int,
+    eps: float,
+    one_plus: bool,
+    bfloat16: bool,
+    num_threads: int,
+    /,
+) -> None: ...
+
 # Matrix products; addresses are integers.
 def matmul_sets() -> list[str]: ...
 def matmul_packed_bytes(

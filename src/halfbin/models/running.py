@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from halfbin.formats.read import QuantizedCheckpoint, open_quantized
 from halfbin.models.partial import PartialModel
 from halfbin.models.skeleton import Skeleton
-from halfbin.nn import quantize_inputs
+from halfbin.nn import fold_inputs, fuse_norms, quantize_inputs
 from halfbin.nn.placing import place_codes, refuses_codes
 from halfbin.tensor import InputQuantizer
 
@@ -69,6 +69,9 @@ def load_running(
                 on_step(done, len(layers))
         partial.load(_missing(partial))
         quantize_inputs(partial.model, _inputs(partial, checkpoint, dequantized))
+        fold_inputs(partial.model)
+        if quantized:
+            fuse_norms(partial.model)  # a float model runs as it is, to the bit
         return Running(partial.model, dequantized)
 
 

@@ -1,0 +1,3 @@
+# Norms.
+target_sources(halfbin_kernels PRIVATE norms/norms.cpp)
+halfbin_on_lanes(norms)
