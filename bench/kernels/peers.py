@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import ggml
 import numpy as np
 import torch
 from torch import Tensor
@@ -144,6 +145,8 @@ PEERS = [
     Peer("halfbin int4 g128, AVX2", 4, 4.125, halfbin_int4_avx2),
     Peer("onnxruntime int4 b128", 4, 4.25, onnxruntime_int4, "onnxruntime"),
     Peer("OpenVINO int4 g128", 4, 4.125, openvino_int4, "openvino"),
+    Peer("llama.cpp Q4_0", 4, 4.5, ggml.make(ggml.Q4_0), "llama_cpp"),
+    Peer("llama.cpp Q4_K", 4, 4.5, ggml.make(ggml.Q4_K), "llama_cpp"),
     Peer("torch int4pack g128", 4, 4.25, torch_int4pack),
     Peer("halfbin int8", 8, 8.0, halfbin_int8),
     Peer("torch int8, oneDNN", 8, 8.0, torch_int8("onednn")),

@@ -99,7 +99,7 @@ def measure(
     for peer in peers:
         low, middle, high = statistics.quantiles(times[peer.name], n=4)
         read = n * k * peer.bits_per_weight / 8 / middle
-        row = {"n": n, "k": k, "tokens": m, "threads": threads, "peer": peer.name, "seconds": middle}
+        row = {"n": n, "k": k, "tokens": m, "threads": threads, "peer": peer.name, "bits": peer.bits, "seconds": middle}
         row |= {"quartiles": [low, high], "probe": rate, "share": read / rate, "tops": 2 * m * n * k / middle / 1e12}
         rows.append(row)
         print(

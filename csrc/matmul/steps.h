@@ -292,6 +292,15 @@ inline void LookUpNibbles(const uint8_t* __restrict codes, size_t columns, const
 #endif
 }
 
+// What a group's totals are scaled by, and what zero points take off them: zeros[row] * input_sums[token], or zero * input_sums[token]
+// where zeros are null.
+struct GroupScales {
+  const float *scales, *group_scales;
+  const int32_t* input_sums;
+  const uint8_t* zeros;
+  uint32_t zero;
+};
+
 // The order of a product: spans of tokens whose inputs stay in the second cache, panels, blocks of tokens, groups, chunks of columns,
 // tiles of tokens, parts of a panel's rows. What a block needs of one group stays in the first cache. `Dot` has
 //
@@ -305,9 +314,10 @@ inline void LookUpNibbles(const uint8_t* __restrict codes, size_t columns, const
 //   Unpack(codes, columns, block, weights, out)      from 4 bits to 8
 //   Crumbs(...), LookedUp(..., table)                as Nibbles, codes of 2 bits and those with a table; where there is no such function
 //                                                    they always become bytes first, by the loops above
-//   Scaled(codes, columns, x, tiles, scales, group_scales, y, memory)
-//                                                    as Centred for a whole group, and then scaled into y, where there is such a
-//                                                    function; group_scales of the next tile are `groups * tile` further
+//   Scaled(bits, centred, codes, columns, x, tiles, table, group, y, memory)
+//                                                    where there is such a function: products of a whole group and their scaling into y,
+//                                                    or false, and nothing is done; numbers of `group` for the next tile are
+//                                                    `groups * tile` further
 //
 // Totals are scaled one call late, so that the processor has products to work on meanwhile.
 template <class Dot>
@@ -403,9 +413,9 @@ class Multiplier {
       for (size_t row = 0; row < kPanelRows; row += Dot::kPartRows) {
         for (const uint8_t* end = ahead_ + slice_; ahead_ < end; ahead_ += 64) __builtin_prefetch(ahead_, 0, 2);
         if constexpr (kScales) {
-          if (whole && centred && !x.has_zeros) {
-            dot_.Scaled(codes + row * 4, columns, s, tiles, scales + row, x.group_scales + x.At(tile, g),
-                        y_ + (tile - first_tile_) * tile_totals + row, totals_);
+          if (whole && !x.has_zeros &&
+              dot_.Scaled(bits, centred, codes + row * 4, columns, s, tiles, bits == 4 && w.has_table ? w.header.table : nullptr,
+                          GroupOf(block, scales, g, tile, row, centred), y_ + (tile - first_tile_) * tile_totals + row, totals_)) {
             continue;
           }
         }
@@ -415,6 +425,14 @@ class Multiplier {
       }
     }
     if (last && late_tiles != 0) add_group(late_tile, late_tiles, late_row);
+  }
+
+  GroupScales GroupOf(const uint8_t* block, const float* scales, size_t g, size_t tile, size_t row, bool centred) const {
+    const Weights& w = p_.weights;
+    const size_t at = p_.inputs.At(tile, g);
+    return {scales + row, p_.inputs.group_scales + at, p_.inputs.sums + at,
+            w.header.has_zeros && !centred ? block + w.zeros_at + row : nullptr,
+            centred ? 0 : static_cast<uint32_t>(w.header.zero)};
   }
 
   void Call(uint32_t bits, bool centred, const uint8_t* codes, size_t columns, const int8_t* x, size_t tiles, bool add,

@@ -266,6 +266,21 @@ def test_two_threads_give_the_bits_of_one(dtype: torch.dtype, name: str) -> None
         assert torch.equal(found[0], found[2])
 
 
+@sets
+@pytest.mark.parametrize("bits", [4, 8])
+def test_tokens_in_blocks_and_spans_are_what_each_is_alone(bits: int, name: str) -> None:
+    # Inputs of so many columns that no second cache holds those of more than a block of 64 tokens.
+    w = weight(70, 65_536, 128, bits=bits)
+    x = inputs(150, 65_536, torch.bfloat16)
+    with products.forced(name, 1):
+        together = linear(x, w.packed, None, len(w), InputGrid())
+    for token in (0, 1, 63, 64, 74, 75, 127, 149):
+        with products.forced("portable", 1):
+            assert torch.equal(
+                linear(x[token : token + 1], w.packed, None, len(w), InputGrid()), together[token : token + 1]
+            )
+
+
 def test_what_would_be_chosen_gives_the_same_bits() -> None:
     w = weight(130, 512, 128)
     for m in (1, 7, 8, 9, 100):
