@@ -229,7 +229,7 @@ bool CheckSame(const Problem& p, const char* set, const Result& plain, const Res
 bool Check(const Case& c, const std::vector<std::string>& sets) {
   const Problem p(c);
   const bool has_sums = HasZeros(kGrids[c.grid]);
-  const Header header{kMagic, c.bits, c.n, c.k, c.group_size, c.scale_type, c.zeros, has_sums, c.bits == 4 ? 8 : 128};
+  const Header header{kMagic, c.bits, c.n, c.k, c.group_size, c.scale_type, c.zeros, has_sums, c.bits == 4 ? 8 : 128, {}};
   struct Free {
     void operator()(uint8_t* memory) const { operator delete(memory, std::align_val_t(64)); }
   };
