@@ -2,7 +2,8 @@
 
     python bench/rounding_speed.py [--rounds 15] [--rows 4096] [--columns 4096] [--threads 1]
 
-Every instruction set that runs here, a streaming read (a sum) of the same weight, and the loop over rows and groups that one
+Every instruction set that runs here, a streaming read (a sum) of the same weight, the same with a write of as many bytes as
+packed codes and scales have, and the loop over rows and groups that one
 would write first in NumPy (on 32 rows, scaled up) take turns; of each the middle and the fastest round counts. With one thread,
 time is the thread's own: others may use the machine too.
 """
@@ -21,7 +22,8 @@ from streaming import NAIVE_ROWS, naive_loop
 
 from halfbin.kernels.errors import error_sums
 from halfbin.kernels.instruction_sets import usable
-from halfbin.kernels.rounding import fit_and_round_rows, fit_round_and_pack_rows
+from halfbin.kernels.packed_rounding import fit_round_and_pack_rows
+from halfbin.kernels.rounding import fit_and_round_rows
 from halfbin.tensor import parse_scheme
 from halfbin.tensor.rowwise import encoder, fit_rule
 
@@ -36,12 +38,17 @@ def measure(rows: int, columns: int, rounds: int, clock: Callable[[], float]) ->
     found = fit_and_round_rows(x, GROUP, fit, coding)
     assert found is not None
     codes, scale, _ = found
-    work: dict[str, Callable[[], Any]] = {"streaming read": x.sum}
+    packed = torch.empty(codes.numel() // 2, dtype=torch.uint8)
+    work: dict[str, Callable[[], Any]] = {
+        "streaming read": x.sum,
+        "streaming read, and a write of what is packed": lambda: (x.sum(), packed.fill_(1), scale.fill_(1)),
+    }
     for name in usable():
         work[f"codes, {name}"] = lambda name=name: fit_and_round_rows(x, GROUP, fit, coding, instruction_set=name)
-        work[f"packed, {name}"] = lambda name=name: fit_round_and_pack_rows(
-            x, GROUP, fit, coding, 4, -8, instruction_set=name
-        )
+        for compare in (False, True):
+            work[f"packed{' and compared' * compare}, {name}"] = lambda name=name, compare=compare: (
+                fit_round_and_pack_rows(x, GROUP, fit, coding, bits=4, lowest=-8, compare=compare, instruction_set=name)
+            )
         work[f"error sums, {name}"] = lambda name=name: error_sums(
             x,
             codes,

@@ -79,20 +79,50 @@ CodeFormat Table(const std::vector<float>& boundaries, const std::vector<float>&
   return format;
 }
 
-bool FitAndRoundRows(const std::string& set, const Numbers& x, size_t size, const CodeFormat& format, const ScaleRule& rule,
-                     Matrix<uint8_t> codes, int bits, int lowest, Matrix<uint8_t> scale, std::optional<Matrix<int32_t>> zero,
-                     size_t num_threads) {
+// Whether every code, counted from `lowest`, takes at most `bits` bits.
+bool Fits(const CodeFormat& format, int bits, int lowest) {
+  switch (format.kind) {
+    case CodeKind::kIntegers:
+      return lowest <= format.qmin && format.qmax - lowest < 1 << bits;
+    case CodeKind::kFloats:
+      return lowest == 0 && format.sign_bit < bits;
+    case CodeKind::kTable:
+      return lowest == 0 && format.num_boundaries < 1 << bits;
+  }
+  return false;
+}
+
+bool Fit(const std::string& set, const Numbers& x, size_t size, const CodeFormat& format, const ScaleRule& rule,
+         const Matrix<uint8_t>& codes, int bits, int lowest, const Matrix<uint8_t>& scale,
+         const std::optional<Matrix<int32_t>>& zero, size_t num_threads, ErrorSums* sums) {
   const Rows rows = RowsOf(x, size);
   const size_t num_tiles = (rows.n + size - 1) / size;
   const size_t scale_bytes = rule.stored == ScaleType::kFloat32 ? 4 : rule.stored == ScaleType::kE8m0 ? 1 : 2;
-  Expect(bits >= 0 && bits <= 8 && codes.shape(0) == rows.num_rows);
+  Expect(bits >= 0 && bits <= 8 && codes.shape(0) == rows.num_rows && (bits == 0 || Fits(format, bits, lowest)));
   Expect(bits == 0 ? codes.shape(1) == rows.n : codes.shape(1) >= PackedSize(rows.n, bits));
   Expect(scale.shape(0) == rows.num_rows && scale.shape(1) == num_tiles * scale_bytes);
   Expect(zero.has_value() == (rule.covers == Covers::kRange));
   Expect(!zero || (zero->shape(0) == rows.num_rows && zero->shape(1) == num_tiles));
   const CodesOut out{codes.data(), bits, static_cast<uint8_t>(lowest), codes.shape(1)};
   const nb::gil_scoped_release let_others_go_on;
-  return FitAndRound(Kernels(set), rows, format, rule, out, scale.data(), zero ? zero->data() : nullptr, num_threads);
+  return FitAndRound(Kernels(set), rows, format, rule, out, scale.data(), zero ? zero->data() : nullptr, num_threads, sums);
+}
+
+bool FitAndRoundRows(const std::string& set, const Numbers& x, size_t size, const CodeFormat& format, const ScaleRule& rule,
+                     Matrix<uint8_t> codes, Matrix<uint8_t> scale, std::optional<Matrix<int32_t>> zero, size_t num_threads) {
+  return Fit(set, x, size, format, rule, codes, 0, 0, scale, zero, num_threads, nullptr);
+}
+
+using Sums = std::tuple<double, double, double>;
+
+std::optional<Sums> FitRoundAndPackRows(const std::string& set, const Numbers& x, size_t size, const CodeFormat& format,
+                                        const ScaleRule& rule, Matrix<uint8_t> packed, int bits, int lowest,
+                                        Matrix<uint8_t> scale, std::optional<Matrix<int32_t>> zero, bool compare,
+                                        size_t num_threads) {
+  Expect(bits > 0);
+  ErrorSums sums;
+  if (!Fit(set, x, size, format, rule, packed, bits, lowest, scale, zero, num_threads, compare ? &sums : nullptr)) return {};
+  return Sums{sums.signal, sums.noise, sums.max_abs};
 }
 
 void RoundRowsWith(const std::string& set, const Numbers& x, size_t size, const CodeFormat& format, Matrix<const float> scale,
@@ -106,9 +136,8 @@ void RoundRowsWith(const std::string& set, const Numbers& x, size_t size, const 
   RoundWith(Kernels(set), rows, format, scale.data(), zero ? zero->data() : nullptr, codes.data(), num_threads);
 }
 
-std::tuple<double, double, double> CompareRows(const std::string& set, const Numbers& x, size_t size, const CodeFormat& format,
-                                               Matrix<const uint8_t> codes, Matrix<const float> scale,
-                                               std::optional<Matrix<const int32_t>> zero, size_t num_threads) {
+Sums CompareRows(const std::string& set, const Numbers& x, size_t size, const CodeFormat& format, Matrix<const uint8_t> codes,
+                 Matrix<const float> scale, std::optional<Matrix<const int32_t>> zero, size_t num_threads) {
   const Rows rows = RowsOf(x, size);
   const size_t num_tiles = (rows.n + size - 1) / size;
   Expect(codes.shape(0) == rows.num_rows && codes.shape(1) == rows.n);
@@ -149,8 +178,10 @@ void BindRounding(nb::module_& m) {
       .def_static("floats", &Floats, "exponent_bits"_a, "mantissa_bits"_a, "bias"_a, "largest"_a, "values"_a)
       .def_static("table", &Table, "boundaries"_a, "values"_a);
   nb::class_<ScaleRule>(m, "ScaleRule").def(nb::init<Covers, float, ScaleType>(), "covers"_a, "divisor"_a, "stored"_a);
-  m.def("fit_and_round", &FitAndRoundRows, "instruction_set"_a, "x"_a, "size"_a, "format"_a, "rule"_a, "codes"_a, "bits"_a,
-        "lowest"_a, "scale"_a, "zero"_a.none(), "num_threads"_a);
+  m.def("fit_and_round", &FitAndRoundRows, "instruction_set"_a, "x"_a, "size"_a, "format"_a, "rule"_a, "codes"_a,
+        "scale"_a, "zero"_a.none(), "num_threads"_a);
+  m.def("fit_round_and_pack", &FitRoundAndPackRows, "instruction_set"_a, "x"_a, "size"_a, "format"_a, "rule"_a, "packed"_a,
+        "bits"_a, "lowest"_a, "scale"_a, "zero"_a.none(), "compare"_a, "num_threads"_a);
   m.def("round_with", &RoundRowsWith, "instruction_set"_a, "x"_a, "size"_a, "format"_a, "scale"_a, "zero"_a.none(), "codes"_a,
         "num_threads"_a);
   m.def("compare", &CompareRows, "instruction_set"_a, "x"_a, "size"_a, "format"_a, "codes"_a, "scale"_a, "zero"_a.none(),

@@ -16,7 +16,7 @@ struct TileRange {
 
 // 0 counts, so ends that it would clip are already clipped. `kEnds`: both ends, not only the largest |x|.
 template <bool kEnds, class T>
-inline TileRange RangeOf(const T* x, size_t count) {
+[[gnu::always_inline]] inline TileRange RangeOf(const T* x, size_t count) {
   const Ints without_sign = SetInt(0x7fffffff);
   Ints size = SetInt(0);  // as numbers, bits of |x| rise with it, and those of infinity and NaN lie above all others
   Floats least = Set(0), greatest = Set(0);
@@ -36,39 +36,97 @@ inline TileRange RangeOf(const T* x, size_t count) {
   return {Least(least), Greatest(greatest), largest, bits < 0x7f800000};
 }
 
-template <class Codes, class T, class Quotient>
-inline void EncodeTile(const T* x, size_t count, const Codes& codes, uint8_t* out, const Quotient& quotient) {
+// Where the codes of a run go: a byte each,
+class Bytes {
+ public:
+  explicit Bytes(uint8_t* to) : to_(to) {}
+  void Put(size_t i, Ints codes) const { StoreBytes(to_ + i, codes); }
+  void PutFirst(size_t i, Ints codes, size_t count) const {
+    uint8_t some[16];
+    StoreBytes(some, codes);
+    std::memcpy(to_ + i, some, count);
+  }
+
+ private:
+  uint8_t* to_;
+};
+
+// or two to a byte, the even one in the low nibble, counted from `lowest`; the nibble behind the last of an odd number is 0. Tiles
+// begin at even places.
+class Nibbles {
+ public:
+  Nibbles(uint8_t* to, int8_t lowest) : to_(to), lowest_(SetInt(lowest)) {}
+  void Put(size_t i, Ints codes) const { StoreNibbles(to_ + i / 2, Sub(codes, lowest_)); }
+  void PutFirst(size_t i, Ints codes, size_t count) const {
+    uint8_t some[8];
+    StoreNibbles(some, Sub(codes, lowest_));
+    if (count % 2) some[count / 2] &= 15;
+    std::memcpy(to_ + i / 2, some, PackedSize(count, 4));
+  }
+
+ private:
+  uint8_t* to_;
+  Ints lowest_;
+};
+
+// How far codes lie from the elements, so far. Lanes beyond the end of a tile hold elements and codes of 0.
+class Moves {
+ public:
+  void Take(Floats v, Floats x_hat) {
+    const Floats move = Sub(x_hat, v);
+    AddProductTo(signal_, v, v);
+    AddProductTo(noise_, move, move);
+    largest_ = Max(largest_, And(Bits(move), SetInt(0x7fffffff)));
+  }
+  ErrorSums Sums() const { return {Total(signal_), Total(noise_), FloatOf(static_cast<uint32_t>(Greatest(largest_)))}; }
+
+ private:
+  Doubles signal_ = ZeroSums(), noise_ = ZeroSums();
+  Ints largest_ = SetInt(0);  // of |x_hat - x|, as bits: NaN stays the largest
+};
+
+// All but `x` by value: what is written may lie anywhere, and the compiler would read again whatever it has only an address of.
+template <bool kFast, bool kMoves, class Codes, class T, class Out>
+inline void EncodeTile(const T* x, size_t count, const Codes codes, const Quotients quotients, const Out out, size_t at,
+                       Floats step, Moves* moves) {
+  Moves mine;
+  if constexpr (kMoves) mine = *moves;
+  const auto encode = [&](Floats v) {
+    const Ints some = codes.Encode(kFast ? quotients.Fast(v) : quotients.Exact(v), v);
+    if constexpr (kMoves) mine.Take(v, Mul(codes.Decode(some), step));
+    return some;
+  };
   size_t i = 0;
   for (; i + 16 <= count; i += 16) {
     __builtin_prefetch(x + i + kElementsAtOnce);
-    const Floats v = LoadNumbers(x + i);
-    StoreBytes(out + i, codes.Encode(quotient(v), v));
+    out.Put(at + i, encode(LoadNumbers(x + i)));
   }
-  if (i < count) {
-    const Floats v = LoadNumbers(x + i, count - i);
-    uint8_t some[16];
-    StoreBytes(some, codes.Encode(quotient(v), v));
-    std::memcpy(out + i, some, count - i);
-  }
+  if (i < count) out.PutFirst(at + i, encode(LoadNumbers(x + i, count - i)), count - i);
+  if constexpr (kMoves) *moves = mine;
 }
 
-template <class Codes, class T>
-inline void RoundTile(const T* x, size_t count, const CodeFormat& format, float scale, int32_t zero, float largest_abs,
-                      uint8_t* out) {
+template <class Codes, class T, class Out>
+[[gnu::always_inline]] inline void RoundTile(const T* x, size_t count, const CodeFormat& format, float scale, int32_t zero, float largest_abs,
+                      const Out& out, size_t at, Moves* moves) {
   const Codes codes(format, SetInt(zero));
   const Quotients quotients(scale, largest_abs);
+  const Floats step = Set(scale);
   if (quotients.fast()) {
-    EncodeTile(x, count, codes, out, [&](Floats v) { return quotients.Fast(v); });
+    moves ? EncodeTile<true, true>(x, count, codes, quotients, out, at, step, moves)
+          : EncodeTile<true, false>(x, count, codes, quotients, out, at, step, moves);
   } else {
-    EncodeTile(x, count, codes, out, [&](Floats v) { return quotients.Exact(v); });
+    moves ? EncodeTile<false, true>(x, count, codes, quotients, out, at, step, moves)
+          : EncodeTile<false, false>(x, count, codes, quotients, out, at, step, moves);
   }
 }
 
-template <class Codes, class T, bool kEnds>
-bool FitAndRoundRun(const Run& run, const T* x, const ScaleRule& rule, uint8_t* codes, void* scale, int32_t* zero) {
+template <class Codes, class T, bool kEnds, class Out>
+bool FitAndRoundRun(const Run& run, const T* x, const ScaleRule& rule, const Out& out, void* scale, int32_t* zero,
+                    ErrorSums* sums) {
   const CodeFormat& format = *run.format;
   const size_t fitting = kElementsAtOnce / run.size, together = fitting < 1 ? 1 : fitting;
   const size_t at_once = together < kTilesAtOnce ? together : kTilesAtOnce;
+  Moves moves;
   for (size_t start = 0, tile = 0; start < run.count; start += at_once * run.size, tile += at_once) {
     const size_t left = run.count - start, whole = at_once * run.size;
     const size_t count = left < whole ? left : whole, num_tiles = (count + run.size - 1) / run.size;
@@ -90,9 +148,11 @@ bool FitAndRoundRun(const Run& run, const T* x, const ScaleRule& rule, uint8_t* 
     }
     for (size_t i = 0; i < num_tiles; ++i) {
       const size_t at = start + i * run.size;
-      RoundTile<Codes>(x + at, tile_count(i), format, params[i].scale, params[i].zero, ranges[i].largest_abs, codes + at);
+      RoundTile<Codes>(x + at, tile_count(i), format, params[i].scale, params[i].zero, ranges[i].largest_abs, out, at,
+                       sums ? &moves : nullptr);
     }
   }
+  if (sums) *sums = moves.Sums();
   return true;
 }
 
@@ -101,30 +161,23 @@ void RoundRun(const Run& run, const T* x, const float* scale, const int32_t* zer
   for (size_t start = 0, tile = 0; start < run.count; start += run.size, ++tile) {
     const size_t count = run.count - start < run.size ? run.count - start : run.size;
     const float largest_abs = RangeOf<false>(x + start, count).largest_abs;
-    RoundTile<Codes>(x + start, count, *run.format, scale[tile], zero ? zero[tile] : 0, largest_abs, codes + start);
+    RoundTile<Codes>(x + start, count, *run.format, scale[tile], zero ? zero[tile] : 0, largest_abs, Bytes(codes), start,
+                     nullptr);
   }
 }
 
 template <class Codes, class T>
 ErrorSums CompareRun(const Run& run, const T* x, const uint8_t* codes, const float* scale, const int32_t* zero) {
   const bool is_signed = run.format->qmin < 0;
-  Doubles signal = ZeroSums(), noise = ZeroSums();
-  Ints largest = SetInt(0);  // of |x_hat - x|, as bits: NaN stays the largest
-  const Ints without_sign = SetInt(0x7fffffff);
+  Moves moves;
   for (size_t start = 0, tile = 0; start < run.count; start += run.size, ++tile) {
     const size_t count = run.count - start < run.size ? run.count - start : run.size;
     const Codes values(*run.format, SetInt(zero ? zero[tile] : 0));
     const Floats step = Set(scale[tile]);
-    const auto take = [&](Floats v, Floats x_hat) {
-      const Floats move = Sub(x_hat, v);
-      AddProductTo(signal, v, v);
-      AddProductTo(noise, move, move);
-      largest = Max(largest, And(Bits(move), without_sign));
-    };
     size_t i = 0;
     for (; i + 16 <= count; i += 16) {
       const Ints some = Codes::LoadCodes(codes + start + i, is_signed);
-      take(LoadNumbers(x + start + i), Mul(values.Decode(some), step));
+      moves.Take(LoadNumbers(x + start + i), Mul(values.Decode(some), step));
     }
     if (i < count) {
       uint8_t padded[16] = {};
@@ -132,10 +185,10 @@ ErrorSums CompareRun(const Run& run, const T* x, const uint8_t* codes, const flo
       Floats x_hat = Mul(values.Decode(Codes::LoadCodes(padded, is_signed)), step);
       float kept[16] = {};  // no lane beyond the end has moved
       StoreFirst(kept, x_hat, count - i);
-      take(LoadNumbers(x + start + i, count - i), Load(kept));
+      moves.Take(LoadNumbers(x + start + i, count - i), Load(kept));
     }
   }
-  return {Total(signal), Total(noise), FloatOf(static_cast<uint32_t>(Greatest(largest)))};
+  return moves.Sums();
 }
 
 // The sum of (x_hat - x)^2 over a tile under a scale and zero point.
@@ -231,14 +284,24 @@ Range RangeKernel(const void* x, Element element, size_t count) {
   });
 }
 
-bool FitAndRoundKernel(const Run& run, const ScaleRule& rule, uint8_t* codes, void* scale, int32_t* zero) {
+template <class Out>
+bool FitAndRoundTo(const Run& run, const ScaleRule& rule, const Out& out, void* scale, int32_t* zero, ErrorSums* sums) {
   return WithNumbers(run.x, run.element, [&](const auto* p) {
     return WithCodes(run.format->kind, [&]<class Codes>(Tag<Codes>) {
       using T = std::remove_cvref_t<decltype(*p)>;
-      return rule.covers == Covers::kBothAlike ? FitAndRoundRun<Codes, T, false>(run, p, rule, codes, scale, zero)
-                                               : FitAndRoundRun<Codes, T, true>(run, p, rule, codes, scale, zero);
+      return rule.covers == Covers::kBothAlike ? FitAndRoundRun<Codes, T, false>(run, p, rule, out, scale, zero, sums)
+                                               : FitAndRoundRun<Codes, T, true>(run, p, rule, out, scale, zero, sums);
     });
   });
+}
+
+bool FitAndRoundKernel(const Run& run, const ScaleRule& rule, uint8_t* codes, void* scale, int32_t* zero, ErrorSums* sums) {
+  return FitAndRoundTo(run, rule, Bytes(codes), scale, zero, sums);
+}
+
+bool FitAndPackKernel(const Run& run, const ScaleRule& rule, uint8_t lowest, uint8_t* nibbles, void* scale, int32_t* zero,
+                      ErrorSums* sums) {
+  return FitAndRoundTo(run, rule, Nibbles(nibbles, static_cast<int8_t>(lowest)), scale, zero, sums);
 }
 
 void RoundKernel(const Run& run, const float* scale, const int32_t* zero, uint8_t* codes) {
@@ -269,7 +332,9 @@ bool SearchKernel(const Run& run, const ScaleRule& rule, const float* factors, s
 namespace halfbin {
 
 const RoundingKernels HALFBIN_ROUNDING_KERNELS = {&HALFBIN_PACKING_KERNELS, HALFBIN_TARGET::RangeKernel,
-                                                  HALFBIN_TARGET::FitAndRoundKernel, HALFBIN_TARGET::RoundKernel,
-                                                  HALFBIN_TARGET::CompareKernel, HALFBIN_TARGET::SearchKernel};
+                                                  HALFBIN_TARGET::FitAndRoundKernel,
+                                                  HALFBIN_TARGET::kHasNibbles ? HALFBIN_TARGET::FitAndPackKernel : nullptr,
+                                                  HALFBIN_TARGET::RoundKernel, HALFBIN_TARGET::CompareKernel,
+                                                  HALFBIN_TARGET::SearchKernel};
 
 }  // namespace halfbin

@@ -50,6 +50,29 @@ void ForEachPart(const Rows& rows, size_t num_threads, const Work& work) {
   });
 }
 
+// Whether a tile is more than a task.
+bool AreLarge(const Rows& rows) { return rows.size > kChunk && rows.n > kChunk; }
+
+void Add(ErrorSums& sums, const ErrorSums& more) {
+  sums.signal += more.signal;
+  sums.noise += more.noise;
+  if (!(more.max_abs <= sums.max_abs)) sums.max_abs = more.max_abs;  // NaN too
+}
+
+// Those of all tasks, in their order, whoever worked on them.
+ErrorSums Together(const std::vector<ErrorSums>& of_tasks) {
+  ErrorSums whole;
+  for (const ErrorSums& sums : of_tasks) Add(whole, sums);
+  return whole;
+}
+
+// Where a row of packed codes ends with the column before `end`, what its bytes hold beyond them is 0.
+void FillUp(const CodesOut& out, size_t row, size_t n, size_t end) {
+  if (end != n) return;
+  const size_t filled = PackedSize(n, out.bits);
+  std::memset(out.bytes + row * out.row_bytes + filled, 0, out.row_bytes - filled);
+}
+
 // The codes of one part: where they go at once, or to be packed.
 class Part {
  public:
@@ -60,10 +83,7 @@ class Part {
       return;
     }
     packed_ = out.bytes + row * out.row_bytes + PackedSize(column, out.bits);
-    if (column + count == n) {
-      const size_t filled = PackedSize(n, out.bits);
-      std::memset(out.bytes + row * out.row_bytes + filled, 0, out.row_bytes - filled);
-    }
+    FillUp(out, row, n, column + count);
     thread_local std::vector<uint8_t> buffer;
     if (buffer.size() < count) buffer.resize(count);
     codes_ = buffer.data();
@@ -121,10 +141,10 @@ const RoundingKernels* RoundingKernelsOf(const char* instruction_set) {
 }
 
 bool FitAndRound(const RoundingKernels& kernels, const Rows& rows, const CodeFormat& format, const ScaleRule& rule,
-                 const CodesOut& codes, void* scale, int32_t* zero, size_t num_threads) {
+                 const CodesOut& codes, void* scale, int32_t* zero, size_t num_threads, ErrorSums* sums) {
   const size_t num_tiles = NumTiles(rows), scale_bytes = large_tiles::ScaleBytes(rule.stored);
   // Where tiles are larger than a chunk and codes are packed, a tile must begin at a whole byte.
-  if (rows.size > kChunk && rows.n > kChunk && (codes.bits == 0 || rows.size % 8 == 0 || num_tiles == 1)) {
+  if (sums == nullptr && AreLarge(rows) && (codes.bits == 0 || rows.size % 8 == 0 || num_tiles == 1)) {
     for (size_t row = 0; row < rows.num_rows; ++row) {
       for (size_t tile = 0; tile < num_tiles; ++tile) {
         const size_t start = tile * rows.size, count = rows.n - start < rows.size ? rows.n - start : rows.size;
@@ -139,25 +159,36 @@ bool FitAndRound(const RoundingKernels& kernels, const Rows& rows, const CodeFor
     return true;
   }
   std::atomic<bool> finite{true};
-  ForEachPart(rows, num_threads, [&](size_t row, size_t column, size_t count, size_t) {
+  std::vector<ErrorSums> found(sums ? Tasks(rows).count : 0);
+  const bool in_nibbles = kernels.fit_and_pack && codes.bits == 4 && (rows.size % 2 == 0 || num_tiles == 1);
+  ForEachPart(rows, num_threads, [&](size_t row, size_t column, size_t count, size_t task) {
     if (!finite.load(std::memory_order_relaxed)) return;
     const size_t tile = row * num_tiles + column / rows.size;
-    const Part part(*kernels.packing, codes, row, rows.n, column, count);
     void* const scales = static_cast<uint8_t*>(scale) + tile * scale_bytes;
+    int32_t* const zeros = zero ? zero + tile : nullptr;
     const Run run{At(rows, row, column), rows.element, count, rows.size, &format};
-    if (!kernels.fit_and_round(run, rule, part.codes(), scales, zero ? zero + tile : nullptr)) {
-      finite.store(false, std::memory_order_relaxed);
-      return;
+    ErrorSums part_sums, *const wanted = sums ? &part_sums : nullptr;
+    bool done;
+    if (in_nibbles) {
+      FillUp(codes, row, rows.n, column + count);
+      uint8_t* const nibbles = codes.bytes + row * codes.row_bytes + column / 2;
+      done = kernels.fit_and_pack(run, rule, codes.lowest, nibbles, scales, zeros, wanted);
+    } else {
+      const Part part(*kernels.packing, codes, row, rows.n, column, count);
+      done = kernels.fit_and_round(run, rule, part.codes(), scales, zeros, wanted);
+      if (done) part.Finish();
     }
-    part.Finish();
+    if (!done) finite.store(false, std::memory_order_relaxed);
+    if (sums) Add(found[task], part_sums);
   });
+  if (sums) *sums = Together(found);
   return finite.load();
 }
 
 void RoundWith(const RoundingKernels& kernels, const Rows& rows, const CodeFormat& format, const float* scale,
                const int32_t* zero, uint8_t* codes, size_t num_threads) {
   const size_t num_tiles = NumTiles(rows);
-  if (rows.size > kChunk && rows.n > kChunk) {
+  if (AreLarge(rows)) {
     const CodesOut out{codes, 0, 0, rows.n};
     for (size_t row = 0; row < rows.num_rows; ++row) {
       for (size_t tile = 0; tile < num_tiles; ++tile) {
@@ -179,19 +210,12 @@ ErrorSums Compare(const RoundingKernels& kernels, const Rows& rows, const CodeFo
                   const float* scale, const int32_t* zero, size_t num_threads) {
   const size_t num_tiles = NumTiles(rows);
   std::vector<ErrorSums> found(Tasks(rows).count);
-  const auto add = [](ErrorSums& sums, const ErrorSums& more) {
-    sums.signal += more.signal;
-    sums.noise += more.noise;
-    if (!(more.max_abs <= sums.max_abs)) sums.max_abs = more.max_abs;  // NaN too
-  };
   ForEachPart(rows, num_threads, [&](size_t row, size_t column, size_t count, size_t task) {
     const size_t tile = row * num_tiles + column / rows.size;
     const Run run{At(rows, row, column), rows.element, count, rows.size, &format};
-    add(found[task], kernels.compare(run, codes + row * rows.n + column, scale + tile, zero ? zero + tile : nullptr));
+    Add(found[task], kernels.compare(run, codes + row * rows.n + column, scale + tile, zero ? zero + tile : nullptr));
   });
-  ErrorSums whole;
-  for (const ErrorSums& sums : found) add(whole, sums);
-  return whole;
+  return Together(found);
 }
 
 bool Search(const RoundingKernels& kernels, const Rows& rows, const CodeFormat& format, const ScaleRule& rule,

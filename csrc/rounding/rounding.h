@@ -68,7 +68,12 @@ struct RoundingKernels {
   const PackingKernels* packing;
   Range (*range)(const void* x, Element element, size_t count);
   // false: not all is finite, and what was written means nothing. `zero` is written where the rule covers kRange.
-  bool (*fit_and_round)(const Run& run, const ScaleRule& rule, uint8_t* codes, void* scale, int32_t* zero);
+  // `sums`, unless null, are those of `compare`, to the bit.
+  bool (*fit_and_round)(const Run& run, const ScaleRule& rule, uint8_t* codes, void* scale, int32_t* zero, ErrorSums* sums);
+  // Codes of at most 4 bits at once as nibbles, counted from `lowest`; tiles begin at even places. nullptr where that is no
+  // faster than packing bytes.
+  bool (*fit_and_pack)(const Run& run, const ScaleRule& rule, uint8_t lowest, uint8_t* nibbles, void* scale, int32_t* zero,
+                       ErrorSums* sums);
   void (*round)(const Run& run, const float* scale, const int32_t* zero, uint8_t* codes);
   ErrorSums (*compare)(const Run& run, const uint8_t* codes, const float* scale, const int32_t* zero);
   bool (*search)(const Run& run, const ScaleRule& rule, const float* factors, size_t num_factors, float* least,
@@ -83,7 +88,8 @@ extern const RoundingKernels kRoundingAvx2, kRoundingAvx512;
 // "portable", "avx2" or "avx512"; nullptr where this build has no such loops. The processor is not asked.
 const RoundingKernels* RoundingKernelsOf(const char* instruction_set);
 
-// Where codes go: a byte each, or `bits` bits each, counted from `lowest`, in rows of `row_bytes` whose ends are filled with 0.
+// Where codes go: a byte each, or `bits` bits each, counted from `lowest`, in rows of `row_bytes` whose ends are filled with 0. Every
+// code of the format fits into them.
 struct CodesOut {
   uint8_t* bytes;
   int bits;  // 0: a byte each
@@ -92,8 +98,9 @@ struct CodesOut {
 };
 
 // Scales, of the rule's type, and zero points that cover each tile's range, and the codes under them. false: not all is finite.
+// `sums`, unless null, are those that `Compare` gives, in the same pass.
 bool FitAndRound(const RoundingKernels& kernels, const Rows& rows, const CodeFormat& format, const ScaleRule& rule,
-                 const CodesOut& codes, void* scale, int32_t* zero, size_t num_threads);
+                 const CodesOut& codes, void* scale, int32_t* zero, size_t num_threads, ErrorSums* sums);
 
 // The codes under given scales, float32; x finite.
 void RoundWith(const RoundingKernels& kernels, const Rows& rows, const CodeFormat& format, const float* scale,

@@ -28,7 +28,7 @@ inline float Clip(float x, float low, float high) { return x < low ? low : x > h
 // To the nearest integer, half to even, of what is clipped to +-2^20 before.
 inline float RoundNear(float x) { return (Clip(x, -0x1p20f, 0x1p20f) + 0x1.8p23f) - 0x1.8p23f; }
 
-inline void StoreScale(float scale, ScaleType type, Params& p) {
+[[gnu::always_inline]] inline void StoreScale(float scale, ScaleType type, Params& p) {
   if (!(scale > 0)) scale = 1;
   switch (type) {
     case ScaleType::kFloat32:
@@ -64,7 +64,7 @@ inline void StoreScale(float scale, ScaleType type, Params& p) {
 }
 
 // `least` <= 0 <= `greatest`, both finite.
-inline Params ParamsOf(float least, float greatest, const ScaleRule& rule, int32_t qmin, int32_t qmax) {
+[[gnu::always_inline]] inline Params ParamsOf(float least, float greatest, const ScaleRule& rule, int32_t qmin, int32_t qmax) {
   Params p{1, 0, 0};
   switch (rule.covers) {
     case Covers::kBothAlike:

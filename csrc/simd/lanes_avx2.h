@@ -68,6 +68,7 @@ inline Floats Abs(Floats x) {
 }
 
 constexpr bool kHasFma = true;
+constexpr bool kHasNibbles = true;
 inline Floats MulAdd(Floats x, Floats y, Floats z) {
   return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
 }
@@ -115,6 +116,16 @@ inline void StoreBytes(uint8_t* p, Ints x) {
   const __m256i ordered = _mm256_permute4x64_epi64(words, 0xd8);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                    _mm_packus_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256(ordered, 1)));
+}
+inline void StoreNibbles(uint8_t* p, Ints x) {
+  // An odd lane is the upper half of its pair: 28 bits down it lies beside the even one.
+  const __m256i a = _mm256_or_si256(x.a, _mm256_srli_epi64(x.a, 28)), b = _mm256_or_si256(x.b, _mm256_srli_epi64(x.b, 28));
+  // The even lanes of both, in the order of quarters a0 b0 | a1 b1, and of each the lowest byte.
+  const __m256i even = _mm256_castps_si256(_mm256_shuffle_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b), 0x88));
+  const __m256i bytes = _mm256_shuffle_epi8(_mm256_permute4x64_epi64(even, 0xd8),
+                                            _mm256_set1_epi64x(static_cast<int64_t>(0x808080800c080400)));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p),
+                   _mm_unpacklo_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1)));
 }
 inline Ints LoadBytes(const uint8_t* p) {
   const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));

@@ -49,6 +49,7 @@ inline Floats Max(Floats a, Floats b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline Floats Abs(Floats a) { return {_mm512_abs_ps(a.v)}; }
 
 constexpr bool kHasFma = true;
+constexpr bool kHasNibbles = true;
 inline Floats MulAdd(Floats a, Floats b, Floats c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 inline Floats NegMulAdd(Floats a, Floats b, Floats c) { return {_mm512_fnmadd_ps(a.v, b.v, c.v)}; }
 
@@ -75,6 +76,11 @@ inline Floats LookUp(const float* table, Ints index) { return {_mm512_i32gather_
 
 inline void StoreBytes(uint8_t* p, Ints a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v));
+}
+inline void StoreNibbles(uint8_t* p, Ints a) {
+  // An odd lane is the upper half of its pair: 28 bits down it lies beside the even one.
+  const __m512i pairs = _mm512_or_si512(a.v, _mm512_srli_epi64(a.v, 28));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm512_cvtepi64_epi8(pairs));
 }
 inline Ints LoadBytes(const uint8_t* p) {
   return {_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};

@@ -15,7 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from halfbin.errors import FormatError, OutputError
+from halfbin.formats import safetensors as safetensors_module
 from halfbin.formats.safetensors import DTYPES, SafetensorsFile, SafetensorsWriter, Specs, header_bytes, write_hollow
+from halfbin.formats.writeback import begin_writing_back
 
 SHAPES = [(), (0,), (1,), (3,), (0, 5), (4, 0), (2, 3), (5, 2, 4)]
 THEIRS = {name: dtype for name, dtype in DTYPES.items() if name != "F4"}  # the library's torch side cannot load F4
@@ -206,6 +208,24 @@ def test_bytes_and_name_are_on_the_disk_before_commit_returns(tmp_path: Path, mo
     monkeypatch.setattr(Path, "replace", noted_replace)
     write_file(tmp_path / "file", {"w": torch.ones(2)})
     assert calls == ["file", "rename", "directory"]
+
+
+def test_the_disk_is_set_to_work_while_more_is_to_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[int] = []
+
+    def begin(handle: int) -> None:
+        begin_writing_back(handle)
+        begun.append(sum(written))
+
+    monkeypatch.setattr(safetensors_module, "WRITE_BACK_BYTES", 100)
+    monkeypatch.setattr(safetensors_module, "begin_writing_back", begin)
+    rows, written = torch.arange(240, dtype=torch.uint8).view(6, 40), list[int]()
+    with SafetensorsWriter(tmp_path / "x", {"a": (torch.uint8, (6, 40))}) as file:
+        for i in range(6):
+            written.append(40)
+            file.write_rows("a", i, rows[i : i + 1])
+    assert begun == [120, 240]
+    assert torch.equal(load_file(tmp_path / "x")["a"], rows)
 
 
 def test_a_tensor_is_written_once_and_as_announced(tmp_path: Path) -> None:

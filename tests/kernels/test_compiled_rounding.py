@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor
 from halfbin.kernels import rounding
 from halfbin.kernels.errors import error_sums, error_sums_in_pieces
 from halfbin.kernels.instruction_sets import BEST_FIRST, PORTABLE, best, usable
+from halfbin.kernels.packed_rounding import fit_round_and_pack_rows
 from halfbin.numerics import FORMATS, IntegerFormat
 from halfbin.numerics.ranges import MeanSquaredError
 from halfbin.packing import pack
@@ -149,20 +151,48 @@ def test_any_finite_numbers_give_the_bits_of_the_plain_code(data: st.DataObject)
 
 
 @EVERY_SET
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(3, 300), (5, 7), (2, 133_001)], ids=str)
-@pytest.mark.parametrize("spelling", ["int4-g128", "uint4-g64-asym", "int3-g32", "int5-g9", "uint6-g66001"])
-def test_packed_in_one_pass_are_the_codes_packed(spelling: str, shape: tuple[int, int], instruction_set: str) -> None:
-    x, scheme = numbers(*shape), parse_scheme(spelling)
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        "int4-g128",
+        "uint4-g64-asym",
+        "int4-g75-asym-f16",
+        "int4-g66001",
+        "nf4-g18-bf16",
+        "fp4_e2m1-g32-e8m0",
+        "ternary-g128",
+        "int3-g32",
+        "int5-g9",
+        "uint6-g66001",
+        "int8-g64",
+    ],
+)
+def test_packed_and_compared_in_one_pass_are_the_codes_packed_and_compared(
+    spelling: str, shape: tuple[int, int], dtype: torch.dtype, instruction_set: str
+) -> None:
+    x, scheme = numbers(*shape, dtype), parse_scheme(spelling)
     assert scheme.group_size is not None
     lowest = scheme.format.qmin if isinstance(scheme.format, IntegerFormat) else 0
     args = (x, scheme.group_size, fit_rule(scheme), encoder(scheme.format))
+    pass_over = functools.partial(fit_round_and_pack_rows, *args, bits=scheme.format.bits, lowest=lowest)
     expected = rounding.fit_and_round_rows(*args)
-    found = rounding.fit_round_and_pack_rows(*args, scheme.format.bits, lowest, instruction_set=instruction_set)
+    found = pass_over(instruction_set=instruction_set)
     assert expected is not None and found is not None
-    assert torch.equal(found[0], pack(expected[0], scheme.format.bits, lowest=lowest))
-    assert torch.equal(found[1], expected[1])
+    codes, scale, zero_point = expected
+    assert torch.equal(found.packed, pack(codes, scheme.format.bits, lowest=lowest))
+    assert torch.equal(found.scale.float(), scale.float())
+    assert (found.zero_point is None) == (zero_point is None)
+    assert zero_point is None or (found.zero_point is not None and torch.equal(found.zero_point, zero_point))
+    decode, coding = scheme.format.decode, encoder(scheme.format).format
+    wide = scale.to(torch.float32)
+    assert found.sums == error_sums(x, codes, wide, zero_point, args[1], decode=decode, code_format=coding)
+    alone = pass_over(instruction_set=instruction_set, compare=False, row_bytes=found.packed.shape[1] + 3)
+    assert alone is not None and alone.sums is None
+    assert torch.equal(alone.packed[:, :-3], found.packed) and not alone.packed[:, -3:].any()
     x[0, -1] = math.inf
-    assert rounding.fit_round_and_pack_rows(*args, scheme.format.bits, lowest) is None
+    assert pass_over(instruction_set=instruction_set) is None
 
 
 @EVERY_SET

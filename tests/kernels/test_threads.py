@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -140,6 +141,26 @@ def test_no_more_is_in_flight_than_was_allowed_but_always_one(in_flight: int) ->
     given, most = numbers_given(40, in_flight=in_flight)
     assert given == list(range(40))
     assert most <= max(in_flight, 1) + 1  # the one that was just given is not counted as given yet
+
+
+def test_a_result_that_is_there_is_given_before_the_next_item_is_begun() -> None:
+    """So that what was made is written and gone, and does not pile up until so much is in flight as may be."""
+    done, given, seen = threading.Event(), list[int](), list[list[int]]()
+
+    def items() -> Iterator[int]:
+        yield 0
+        assert done.wait(10)
+        time.sleep(0.05)  # from the end of the work to the end of its future
+        yield 1
+        seen.append(list(given))
+        yield 2
+
+    def work(item: int) -> None:
+        done.set()
+
+    for item, _ in in_order(items(), work, num_bytes=lambda item: 1, in_flight=1000):
+        given.append(item)
+    assert seen == [[0]] and given == [0, 1, 2]
 
 
 def test_an_error_comes_out_where_its_result_would_and_nothing_further_is_begun() -> None:

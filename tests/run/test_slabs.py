@@ -11,13 +11,16 @@ from torch import Tensor
 
 from halfbin.evaluation.layers import TensorError, rounding_sums, weight_error
 from halfbin.formats import COMPRESSED_TENSORS, HALFBIN, WeightLayout
+from halfbin.formats.layout import HoldsPackedRows
 from halfbin.formats.plain import PlainLayout
 from halfbin.formats.safetensors import SafetensorsFile, SafetensorsWriter
 from halfbin.kernels.errors import ErrorSums
 from halfbin.methods import METHODS, TILEWISE
+from halfbin.run import execute as execute_module
 from halfbin.run import slabs as slabs_module
+from halfbin.run.job import Job, planned
 from halfbin.run.slabs import SlabWriter, row_step, slabs
-from halfbin.tensor import dequantize, parse_scheme
+from halfbin.tensor import dequantize, parse_scheme, quantize_packed
 
 NAME = "a.weight"
 
@@ -83,3 +86,68 @@ def test_most_schemes_may_be_cut_and_one_scale_for_all_may_not() -> None:
     assert row_step("rtn", (4096, 4096), parse_scheme("fp8_e4m3-b128x128").granularity) == 128
     assert row_step("rtn", (4096, 4096), parse_scheme("int8-tensor").granularity) == 4096
     assert row_step("gptq", (4096, 4096), parse_scheme("int4-g128").granularity) == 4096
+
+
+ROUNDED_AT_ONCE = [
+    pytest.param(layout, spelling, id=f"{layout.name} {spelling}")
+    for layout, spellings in LAYOUTS
+    for spelling in spellings
+    if isinstance(layout, HoldsPackedRows)
+    and layout.row_multiple(parse_scheme(spelling)) is not None
+    and spelling not in ("fp8_e4m3-b64x64", "int8-channel@1", "int4-g128@0", "ternary-tensor")  # no tiles within rows
+]
+
+
+@pytest.mark.parametrize(
+    ("layout", "spelling"), [*ROUNDED_AT_ONCE, pytest.param(COMPRESSED_TENSORS, "mxfp4", id="mxfp4")]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_one_pass_over_a_weight_gives_the_parts_and_sums_of_one_step_after_the_other(
+    layout: WeightLayout, spelling: str, dtype: torch.dtype
+) -> None:
+    assert isinstance(layout, HoldsPackedRows)
+    weight, scheme = weight_of((64, 320)).to(dtype), parse_scheme(spelling)
+    multiple = layout.row_multiple(scheme)
+    found = None if multiple is None else quantize_packed(weight, scheme, row_multiple=multiple)
+    assert found is not None
+    q = METHODS["rtn"](weight, scheme)
+    expected, parts = layout.encode(NAME, q), layout.encode_packed(NAME, found[0])
+    assert list(parts) == list(expected)
+    for name, part in parts.items():
+        assert part.dtype == expected[name].dtype
+        assert torch.equal(part, expected[name])
+    assert found[1] == rounding_sums(weight, q)
+
+
+@pytest.mark.parametrize("spelling", ["fp8_e4m3-b64x64", "int8-channel@1", "int4-g128@0", "ternary-tensor"])
+def test_tiles_that_are_no_part_of_a_row_are_left_to_the_steps(spelling: str) -> None:
+    assert quantize_packed(weight_of(), parse_scheme(spelling)) is None
+
+
+def test_what_is_not_finite_is_left_to_the_steps_which_name_it() -> None:
+    weight = weight_of()
+    weight[3, 5] = torch.nan
+    assert quantize_packed(weight, parse_scheme("int4-g100")) is None
+
+
+def test_a_run_that_rounds_to_nearest_goes_over_its_weights_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> ErrorSums:
+        raise AssertionError("a second pass")
+
+    with planned(Job(model="demo", recipe="int4")) as (plan, checkpoint):
+        expected = execute_module.execute(plan, checkpoint, empty(tmp_path / "once"))
+        monkeypatch.setattr(execute_module, "quantize_packed", lambda *_, **__: None)
+        stepwise = execute_module.execute(plan, checkpoint, empty(tmp_path / "stepwise"))
+        monkeypatch.undo()
+        monkeypatch.setattr(execute_module, "rounding_sums", refuse)
+        execute_module.execute(plan, checkpoint, empty(tmp_path / "watched"))
+    assert expected.errors == stepwise.errors and expected.errors
+    for file in expected.files:
+        assert (tmp_path / "once" / file).read_bytes() == (tmp_path / "stepwise" / file).read_bytes()
+
+
+def empty(directory: Path) -> Path:
+    directory.mkdir()
+    return directory

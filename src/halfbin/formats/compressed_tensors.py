@@ -29,11 +29,28 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from halfbin.errors import SchemeError
-from halfbin.formats.compressed_tensors_codecs import CODECS, format_of, input_codec, module_of
+from halfbin.formats.compressed_tensors_codecs import (
+    CODECS,
+    PackedFp4,
+    PackedIntegers,
+    format_of,
+    input_codec,
+    module_of,
+)
 from halfbin.formats.compressed_tensors_config import arguments_of, found_in, input_arguments_of
 from halfbin.formats.layout import Infos, Parts, Read, Shape, Stored
 from halfbin.numerics import FloatFormat, Format, IntegerFormat, ScaleFormat
-from halfbin.tensor import InputQuantizer, InputScheme, PerBlock, PerChannel, PerGroup, PerTensor, QTensor, Scheme
+from halfbin.tensor import (
+    InputQuantizer,
+    InputScheme,
+    PackedTensor,
+    PerBlock,
+    PerChannel,
+    PerGroup,
+    PerTensor,
+    QTensor,
+    Scheme,
+)
 
 VERSION = "0.20.0"  # of the compressed-tensors whose packers and loader these bytes were checked against
 ELSEWHERE = "use --format halfbin"
@@ -63,6 +80,17 @@ class CompressedTensorsLayout:
         """The parts of `q`."""
         codec = CODECS[format_of(q.scheme, None if inputs is None else inputs.inputs)]
         return codec.encode(name, q) | _encoded_inputs(name, inputs)
+
+    def row_multiple(self, scheme: Scheme, inputs: InputScheme | None = None) -> int | None:
+        """Whole words of integers, bytes of fp4; other codes are a byte each."""
+        codec = CODECS[format_of(scheme, inputs)]
+        return codec.row_multiple if isinstance(codec, PackedIntegers | PackedFp4) else None
+
+    def encode_packed(self, name: str, q: PackedTensor, inputs: InputQuantizer | None = None) -> dict[str, Tensor]:
+        """The parts of `q`, of a scheme that has a `row_multiple`."""
+        codec = CODECS[format_of(q.scheme, None if inputs is None else inputs.inputs)]
+        assert isinstance(codec, PackedIntegers | PackedFp4)
+        return codec.encode_packed(name, q) | _encoded_inputs(name, inputs)
 
     def fixed(self, name: str, shape: Shape, scheme: Scheme, inputs: InputQuantizer | None = None) -> dict[str, Tensor]:
         """The shape, where the format stores it, and the scale of static inputs."""

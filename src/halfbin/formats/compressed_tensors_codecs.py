@@ -34,8 +34,8 @@ from halfbin.formats.codes import counted_from_zero, lowest_code
 from halfbin.formats.inputs import InputCodec
 from halfbin.formats.layout import Parts, Read, Shape, WeightCodec
 from halfbin.numerics import IntegerFormat, ScaleFormat
-from halfbin.packing.bits import pack, pack_words, unpack, unpack_words
-from halfbin.tensor import InputScheme, PerTensor, QTensor, Scheme, scale_shape
+from halfbin.packing.bits import WORD_BYTES, pack, pack_words, unpack, unpack_words
+from halfbin.tensor import InputScheme, PackedTensor, PerTensor, QTensor, Scheme, scale_shape
 
 
 def num_words(num_codes: int, bits: int) -> int:
@@ -81,9 +81,19 @@ class PackedIntegers:
 
     def encode(self, name: str, q: QTensor) -> dict[str, Tensor]:
         """The parts of `q`."""
+        words = pack_words(q.codes, q.scheme.format.bits, lowest=lowest_code(q.scheme.format))
+        return self._parts(name, words, q)
+
+    row_multiple = WORD_BYTES
+
+    def encode_packed(self, name: str, q: PackedTensor) -> dict[str, Tensor]:
+        """The parts of `q`, whose rows are whole words."""
+        return self._parts(name, q.packed.view(torch.int32), q)
+
+    def _parts(self, name: str, words: Tensor, q: QTensor | PackedTensor) -> dict[str, Tensor]:
         module, fmt, bits = module_of(name), q.scheme.format, q.scheme.format.bits
         parts = {
-            f"{module}.weight_packed": pack_words(q.codes, bits, lowest=lowest_code(fmt)),
+            f"{module}.weight_packed": words,
             f"{module}.weight_scale": q.scale.contiguous(),
             **self.fixed(name, q.shape, q.scheme),
         }
@@ -184,6 +194,12 @@ class PackedFp4:
         """The parts of `q`."""
         module = module_of(name)
         return {f"{module}.weight_packed": pack(q.codes, 4), f"{module}.weight_scale": stored_scale(q.scale)}
+
+    row_multiple = 1
+
+    def encode_packed(self, name: str, q: PackedTensor) -> dict[str, Tensor]:
+        """The parts of `q`."""
+        return {f"{module_of(name)}.weight_packed": q.packed, f"{module_of(name)}.weight_scale": stored_scale(q.scale)}
 
     def fixed(self, name: str, shape: Shape, scheme: Scheme) -> dict[str, Tensor]:
         """None."""

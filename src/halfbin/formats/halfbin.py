@@ -56,6 +56,7 @@ from halfbin.tensor import (
     ColumnSpec,
     InputQuantizer,
     InputScheme,
+    PackedTensor,
     QTensor,
     Scheme,
     parse_inputs,
@@ -101,9 +102,23 @@ class HalfbinLayout:
     def encode(self, name: str, q: QTensor, inputs: InputQuantizer | None = None) -> dict[str, Tensor]:
         """The parts of `q`."""
         fmt = q.scheme.format
+        return self._parts(name, pack(q.codes, fmt.bits, lowest=lowest_code(fmt)), q, inputs)
+
+    def row_multiple(self, scheme: Scheme, inputs: InputScheme | None = None) -> int | None:
+        """Rows end with the byte of their last code."""
+        return 1
+
+    def encode_packed(self, name: str, q: PackedTensor, inputs: InputQuantizer | None = None) -> dict[str, Tensor]:
+        """The parts of `q`."""
+        return self._parts(name, q.packed, q, inputs)
+
+    def _parts(
+        self, name: str, codes: Tensor, q: QTensor | PackedTensor, inputs: InputQuantizer | None
+    ) -> dict[str, Tensor]:
+        fmt = q.scheme.format
         parts = {
             **self.fixed(name, q.shape, q.scheme, inputs),
-            f"{name}.codes": pack(q.codes, fmt.bits, lowest=lowest_code(fmt)),
+            f"{name}.codes": codes,
             f"{name}.scale": stored_scale(q.scale),
         }
         if q.zero_point is not None:

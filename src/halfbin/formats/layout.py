@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 import torch
 from torch import Tensor
 
-from halfbin.tensor import ColumnSpec, InputQuantizer, InputScheme, QTensor, Scheme
+from halfbin.tensor import ColumnSpec, InputQuantizer, InputScheme, PackedTensor, QTensor, Scheme
 
 if TYPE_CHECKING:
     from halfbin.formats.columns import ColumnCodec
@@ -148,6 +148,19 @@ class WeightLayout(WeightCodec, Protocol):
         Raises:
           FormatError: the configuration and the tensors do not fit each other, or are not known.
         """
+        ...
+
+
+@runtime_checkable
+class HoldsPackedRows(Protocol):
+    """A layout some of whose codes lie row by row as dense bits, so that who rounds may pack them in the same pass."""
+
+    def row_multiple(self, scheme: Scheme, inputs: InputScheme | None = None) -> int | None:
+        """The bytes of a packed row are a multiple of this; None: codes of this scheme lie otherwise."""
+        ...
+
+    def encode_packed(self, name: str, q: PackedTensor, inputs: InputQuantizer | None = None) -> dict[str, Tensor]:
+        """The parts that `encode` gives, from codes that are packed in such rows."""
         ...
 
 

@@ -34,6 +34,7 @@ from torch import Tensor
 
 from halfbin.errors import FormatError, OutputError, did_you_mean
 from halfbin.formats._safetensors_header import DTYPES, HEADER_BYTES_MAX, NAMES, Specs, TensorInfo, layout, parse
+from halfbin.formats.writeback import begin_writing_back
 
 __all__ = [
     "DTYPES",
@@ -47,6 +48,7 @@ __all__ = [
 ]
 
 IO_BYTES = 1 << 30  # one call moves at most about 2 GiB on Linux
+WRITE_BACK_BYTES = 32 * 2**20  # after so many the disk is set to work
 
 
 class SafetensorsFile:
@@ -131,6 +133,7 @@ class SafetensorsWriter:
         self._lock = threading.Lock()
         self._claimed: dict[str, list[tuple[int, int]]] = {name: [] for name in tensors}  # sorted byte ranges
         self._missing = {name: info.num_bytes for name, info in self._infos.items()}
+        self._waiting = 0  # bytes that nobody asked the disk for yet
         self._handle = -1
         try:
             self._handle = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -222,6 +225,11 @@ class SafetensorsWriter:
             self._missing[info.name] -= len(source)
             if not self._missing[info.name]:
                 del self._missing[info.name]
+            self._waiting += len(source)
+            if begin := self._waiting >= WRITE_BACK_BYTES:
+                self._waiting = 0
+        if begin:
+            begin_writing_back(self._handle)
 
     def _claim(self, info: TensorInfo, begin: int, end: int) -> None:
         """Note a range of bytes as taken, or refuse it because another write took some of it."""

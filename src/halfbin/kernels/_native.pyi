@@ -117,12 +117,24 @@ def fit_and_round(
     format: CodeFormat,
     rule: ScaleRule,
     codes: Tensor,
-    bits: int,
-    lowest: int,
     scale: Tensor,
     zero: Tensor | None,
     num_threads: int,
 ) -> bool: ...
+def fit_round_and_pack(
+    instruction_set: str,
+    x: Tensor,
+    size: int,
+    format: CodeFormat,
+    rule: ScaleRule,
+    packed: Tensor,
+    bits: int,
+    lowest: int,
+    scale: Tensor,
+    zero: Tensor | None,
+    compare: bool,
+    num_threads: int,
+) -> tuple[float, float, float] | None: ...
 def round_with(
     instruction_set: str,
     x: Tensor,

@@ -190,40 +190,11 @@ def fit_and_round_rows(
         encoder.format,
         fit.rule,
         codes.view(torch.uint8),
-        0,
-        0,
         scale.view(torch.uint8),
         zero_point,
         torch.get_num_threads(),
     )
     return (codes, scale, zero_point) if finite else None
-
-
-def fit_round_and_pack_rows(
-    x: Tensor, size: int, fit: Fit, encoder: Encoder, bits: int, lowest: int, *, instruction_set: str | None = None
-) -> tuple[Tensor, Tensor, Tensor | None] | None:
-    """`fit_and_round_rows` whose codes never leave the nearest cache: they come as dense bits, uint8 [num_rows, bytes].
-
-    Code i of a row, counted from `lowest`, lies in bits [i * bits, i * bits + bits) of its bytes, least significant first.
-    """
-    shape = (x.shape[0], num_tiles(x, size))
-    packed = torch.empty(x.shape[0], -(-x.shape[1] * bits // 8), dtype=torch.uint8)
-    scale = torch.empty(shape, dtype=fit.scale_dtype)
-    zero_point = torch.empty(shape, dtype=torch.int32) if fit.covers == Covers.RANGE else None
-    finite = fit_and_round(
-        instruction_set or instruction_sets.best(),
-        x.detach(),
-        size,
-        encoder.format,
-        fit.rule,
-        packed,
-        bits,
-        lowest % 256,
-        scale.view(torch.uint8),
-        zero_point,
-        torch.get_num_threads(),
-    )
-    return (packed, scale, zero_point) if finite else None
 
 
 def search_rows(

@@ -63,7 +63,8 @@ def in_order(
       items: asked for as results are taken, from the caller's thread.
       work: an error in it comes out where its result would.
       num_bytes: memory that an item and its result take.
-      in_flight: no further item is begun while those begun and not yet given take more bytes than this.
+      in_flight: no further item is begun while those begun and not yet given take more bytes than this. Results are given as
+        soon as they are there, so that it is reached only where the caller is slower than the threads.
     """
     waiting: deque[tuple[T, Future[R]]] = deque()
     begun = 0
@@ -71,7 +72,7 @@ def in_order(
     with _pool(torch.get_num_threads()) as pool:
         try:
             for item in remaining:
-                while waiting and begun + num_bytes(item) > in_flight:
+                while waiting and (waiting[0][1].done() or begun + num_bytes(item) > in_flight):
                     done, result = waiting.popleft()
                     yield done, result.result()
                     begun -= num_bytes(done)

@@ -137,6 +137,11 @@ def rounding(method: str, estimator: str) -> Callable[[Tensor, Scheme], QTensor]
     return METHODS[method]
 
 
+def covers_whole_ranges(method: str, estimator: str) -> bool:
+    """Whether a rule rounds to nearest with scales that let no weight clip: what the fastest loops do."""
+    return method == "rtn" and ESTIMATORS.get(estimator, MinMax) is MinMax
+
+
 def preset_names() -> list[str]:
     """The recipes that come with halfbin."""
     folder = importlib.resources.files("halfbin.planning") / "presets"

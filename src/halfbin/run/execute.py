@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from halfbin.errors import DataError, FormatError, HalfbinError
 from halfbin.evaluation.layers import TensorError, rounding_sums
 from halfbin.formats.checkpoint import Checkpoint, open_checkpoint
-from halfbin.formats.layout import HoldsColumns
+from halfbin.formats.layout import HoldsColumns, HoldsPackedRows
 from halfbin.formats.safetensors import SafetensorsWriter, write_hollow
 from halfbin.kernels.checksums import crc32
 from halfbin.kernels.errors import ErrorSums
@@ -25,11 +25,13 @@ from halfbin.kernels.threads import in_order, in_turns
 from halfbin.models import targets
 from halfbin.planning import Plan, SitePlan
 from halfbin.planning.plan import IN_FLIGHT_BYTES, num_bytes
-from halfbin.planning.recipe import rounding
+from halfbin.planning.recipe import covers_whole_ranges, rounding
 from halfbin.run.blockwise import Rounded, input_quantizer, quantize_blocks
 from halfbin.run.laps import Laps
 from halfbin.run.slabs import SlabWriter, read_slab, row_step, slabs
+from halfbin.tensor.inputs import InputQuantizer
 from halfbin.tensor.mixed import ColumnSpec, FloatColumns, split
+from halfbin.tensor.packed import quantize_packed
 from halfbin.tensor.qtensor import QTensor, require_finite
 from halfbin.tensor.scheme import Scheme
 
@@ -329,14 +331,30 @@ class _Worker:
         scheme = planned.weights
         assert isinstance(scheme, Scheme)
         with laps.lap("rounding"):
-            q = data_free(planned)(weight.to(self._device), scheme).to("cpu")
             inputs = None if planned.inputs is None else planned.inputs.quantizer()
-            parts = self._layout.encode(task.name, q, inputs)
-            fixed = self._layout.fixed(task.name, planned.site.shape, scheme, inputs)
-            kept = {part: rows for part, rows in parts.items() if part not in fixed}
-        with laps.lap("comparing"):
-            sums = rounding_sums(weight, q)
+            parts, sums = self._in_one_pass(task.name, planned, weight, inputs) or ({}, None)
+        if sums is None:
+            with laps.lap("rounding"):
+                q = data_free(planned)(weight.to(self._device), scheme).to("cpu")
+                parts = self._layout.encode(task.name, q, inputs)
+            with laps.lap("comparing"):
+                sums = rounding_sums(weight, q)
+        fixed = self._layout.fixed(task.name, planned.site.shape, scheme, inputs)
+        kept = {part: rows for part, rows in parts.items() if part not in fixed}
         return _Slab(kept | fixed if task.rows.start == 0 else kept, sums, laps)
+
+    def _in_one_pass(
+        self, name: str, planned: SitePlan, weight: Tensor, inputs: InputQuantizer | None
+    ) -> tuple[dict[str, Tensor], ErrorSums] | None:
+        """Rounded, packed and compared at once, where scales cover whole ranges and the layout holds dense rows; else None."""
+        scheme, layout = planned.weights, self._layout
+        assert isinstance(scheme, Scheme)
+        fits = covers_whole_ranges(planned.method_without_data, planned.estimator)
+        if not fits or self._device != "cpu" or not isinstance(layout, HoldsPackedRows):
+            return None
+        multiple = layout.row_multiple(scheme, planned.inputs)
+        found = None if multiple is None else quantize_packed(weight, scheme, row_multiple=multiple)
+        return None if found is None else (layout.encode_packed(name, found[0], inputs), found[1])
 
     @contextlib.contextmanager
     def _naming(self, name: str) -> Iterator[None]:

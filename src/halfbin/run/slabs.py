@@ -2,7 +2,8 @@
 
 A slab is small for a second reason: memory blocks of this size are used again by the allocator for the next slab, while
 larger ones are fetched from the system page by page each time. For a bf16 weight of 11008 x 4096 at int4 that fetching
-took longer than rounding.
+took longer than rounding. And what was just read is still in the cache when it is rounded: with 16 MiB a run of 2.2 GB took
+2.7 to 3.6 s on 2 cores, with 4 MiB 2.7, with 2 MiB 2.7 to 2.9, with 1 MiB, whose calls begin to count, 3.1 to 3.5.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from halfbin.kernels.checksums import crc32
 from halfbin.methods import TILEWISE
 from halfbin.tensor.granularity import Granularity
 
-SLAB_BYTES = 16 * 2**20
+SLAB_BYTES = 4 * 2**20
 
 
 def slabs(shape: tuple[int, ...], row_step: int, itemsize: int) -> Iterator[slice]:

@@ -16,6 +16,7 @@ from halfbin.tensor.granularity import (
 from halfbin.tensor.inputs import InputQuantizer, InputScheme, outlier_columns, parse_inputs
 from halfbin.tensor.int_matmul import accumulator_bound, int_matmul
 from halfbin.tensor.mixed import ColumnSpec, FloatColumns, MixedTensor, split, take_columns
+from halfbin.tensor.packed import PackedTensor, quantize_packed
 from halfbin.tensor.qtensor import QTensor, dequantize, fit, quantize, require_finite
 from halfbin.tensor.scheme import Scheme, parse_scheme
 
@@ -26,6 +27,7 @@ __all__ = [
     "InputQuantizer",
     "InputScheme",
     "MixedTensor",
+    "PackedTensor",
     "PerBlock",
     "PerChannel",
     "PerGroup",
@@ -42,6 +44,7 @@ __all__ = [
     "parse_inputs",
     "parse_scheme",
     "quantize",
+    "quantize_packed",
     "require_finite",
     "scale_shape",
     "split",

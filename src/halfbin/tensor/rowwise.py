@@ -15,6 +15,7 @@ from torch import Tensor
 from halfbin.kernels import rounding
 from halfbin.kernels._native import Covers
 from halfbin.kernels.errors import ErrorSums, error_sums
+from halfbin.kernels.packed_rounding import fit_round_and_pack_rows
 from halfbin.numerics.formats import Format, IntegerFormat, TableFormat
 from halfbin.numerics.ranges import MeanSquaredError
 from halfbin.tensor.granularity import scale_shape
@@ -38,6 +39,27 @@ class Rowwise:
         codes, scale, zero_point = found
         shape = scale_shape(self.shape, self.scheme.granularity)
         return self._codes(codes), scale.view(shape), None if zero_point is None else zero_point.view(shape)
+
+    def quantize_packed(self, row_multiple: int) -> tuple[Tensor, Tensor, Tensor | None, ErrorSums] | None:
+        """Packed codes, scales and zero points as `PackedTensor` holds them, and error sums; None where that cannot be."""
+        fmt, columns = self.scheme.format, self.shape[-1]
+        if not rounding.compiled() or self.rows.shape[1] != columns:
+            return None
+        num_bytes = -(-columns * fmt.bits // 8)
+        found = fit_round_and_pack_rows(
+            self.rows,
+            self.size,
+            fit_rule(self.scheme),
+            encoder(fmt),
+            bits=fmt.bits,
+            lowest=fmt.qmin if isinstance(fmt, IntegerFormat) else 0,
+            row_bytes=-(-num_bytes // row_multiple) * row_multiple,
+        )
+        if found is None or found.sums is None:
+            return None
+        shape, zero_point = scale_shape(self.shape, self.scheme.granularity), found.zero_point
+        packed = found.packed.view(*self.shape[:-1], -1)
+        return packed, found.scale.view(shape), None if zero_point is None else zero_point.view(shape), found.sums
 
     def search(self, estimator: MeanSquaredError) -> tuple[Tensor, Tensor] | None:
         """The ranges that `estimator` chooses, float32, shaped as scales; None without a fast loop, or if not all is finite."""
