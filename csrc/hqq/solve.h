@@ -5,8 +5,8 @@
 //   scale  [num_tiles]         float32, as stored: where the alternation starts, and its unit; gives way to the best
 //   zero   [num_tiles]         int32, likewise; or nullptr where there are no zero points
 //
-// |error|^p is computed in float32 by polynomials, within 2^-19 of itself; sums run in float64, in one order: every
-// instruction set gives the same bits, and so does every number of threads.
+// |error|^p is computed in float32 by polynomials, within 2^-19 of itself for errors of 2^-16 to 2^16 steps. Sums run in float64, those
+// of 64 neighbours in float32, in one order: every instruction set gives the same bits, and so does every number of threads.
 #pragma once
 
 #include <cstddef>

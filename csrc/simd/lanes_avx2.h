@@ -8,6 +8,8 @@
 
 namespace halfbin::avx2 {
 
+constexpr size_t kInTurns = 2;  // Floats that long chains of steps are taken with in turns: as many as registers hold
+
 struct Floats {
   __m256 a, b;
 };

@@ -8,6 +8,8 @@
 
 namespace halfbin::avx512 {
 
+constexpr size_t kInTurns = 4;  // Floats that long chains of steps are taken with in turns: as many as registers hold
+
 struct Floats {
   __m512 v;
 };

@@ -14,6 +14,8 @@ namespace halfbin::portable {
 
 constexpr int kLanes = 16;
 
+constexpr size_t kInTurns = 1;  // Floats that long chains of steps are taken with in turns: as many as registers hold
+
 struct Floats {
   float v[kLanes];
 };

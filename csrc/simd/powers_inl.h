@@ -1,40 +1,50 @@
-// x^p for sixteen positive numbers: included once by each instruction set, behind its lanes. HALFBIN_TARGET is the namespace.
-// Multiplications and additions are fused on all of them, so that all give the same bits.
+// x^q lane by lane: included once by each instruction set, behind its lanes. HALFBIN_TARGET is the namespace. Multiplications and additions
+// are fused on all of them, so that all give the same bits.
 namespace halfbin::HALFBIN_TARGET {
 
-inline Floats Polynomial(Floats x, const float* coefficients, int degree) {
-  Floats y = Set(coefficients[degree]);
-  for (int i = degree - 1; i >= 0; --i) y = MulAdd(y, x, Set(coefficients[i]));
-  return y;
+// Of several registers in turns: each step waits for the one before, four cycles long, and meanwhile the others have theirs. A processor
+// that takes instructions out of order sees too few of them ahead to do so by itself.
+template <size_t kCount, size_t kDegree>
+inline void Polynomials(const Floats (&x)[kCount], const float (&coefficients)[kDegree], Floats (&y)[kCount]) {
+  for (Floats& each : y) each = Set(coefficients[kDegree - 1]);
+#pragma GCC unroll 8
+  for (size_t i = 1; i < kDegree; ++i) {
+#pragma GCC unroll 4
+    for (size_t j = 0; j < kCount; ++j) y[j] = MulAdd(y[j], x[j], Set(coefficients[kDegree - 1 - i]));
+  }
 }
 
-// log2 of normal positive numbers: the exponent, and a polynomial on mantissas from 2^-0.5 to 2^0.5. The coefficients interpolate
-// log2(1 + f) / f at Chebyshev's points; the largest error is 3e-8 of it, beside that of adding the exponent in float32.
-inline Floats Log2(Floats x) {
-  constexpr float kLog[] = {0x1.715476p+0f,  -0x1.71547p-1f,  0x1.ec73d4p-2f,  -0x1.715c9cp-2f, 0x1.26d41p-2f,
-                            -0x1.e94f12p-3f, 0x1.b9b11ep-3f, -0x1.a8cc5cp-3f, 0x1.025a2p-3f};
-  const Ints root = SetInt(0x3f3504f3);  // 2^-0.5: the exponent is counted from there
-  const Ints from_root = Sub(Bits(x), root);
-  const Ints exponent = Sub(ShiftRight(Add(from_root, SetInt(127 << 23)), 23), SetInt(127));
-  const Floats mantissa = FromBits(Sub(Bits(x), ShiftLeft(exponent, 23)));
-  const Floats f = Sub(mantissa, Set(1.0f));
-  return MulAdd(f, Polynomial(f, kLog, 8), ToFloats(exponent));
-}
-
-// 2^x, 0 below -126; x <= 127. Of 2^r on [-0.5, 0.5], the polynomial is off by 3e-9.
-inline Floats Exp2(Floats x) {
-  constexpr float kExp[] = {1.0f, 0.69314718246f, 0.24022650719f, 0.05550327152f, 0.00961802527f, 0.00134004327f, 0.00015469732f};
-  const Floats clipped = Max(x, Set(-126.0f));
-  const Ints whole = Round(clipped);
-  const Floats power = FromBits(Add(Bits(Polynomial(Sub(clipped, ToFloats(whole)), kExp, 6)), ShiftLeft(whole, 23)));
-  return Select(Greater(Set(-126.0f), x), Set(0.0f), power);
-}
-
-// x^p for x >= 0 and 0 < p <= 1; what is below the smallest normal number counts as 0.
-inline Floats Power(Floats x, Floats p) {
-  const Floats smallest = Set(0x1p-126f);
-  const Floats power = Exp2(Mul(p, Log2(Max(x, smallest))));
-  return Select(Greater(smallest, x), Set(0.0f), power);
+// x^q for x >= 0 and -1 < q <= 0, by 2^(q log2(x)): within 2^-20 of itself for x of 2^-16 to 2^16, within 2^-16 for all; what is beyond
+// 2^-126 to 2^126 counts as these.
+//
+// log2 is the exponent and a polynomial on mantissas from 2^-0.5 to 2^0.5, whose coefficients interpolate log2(1 + f) / f at Chebyshev's
+// points: off by 6.2e-7, beside adding the exponent in float32. That of 2^r on [-0.5, 0.5] is off by 1.6e-7 of it.
+template <size_t kCount>
+inline void Powers(const Floats (&x)[kCount], Floats q, Floats (&power)[kCount]) {
+  constexpr float kLog[] = {0x1.71549p+0f,  -0x1.71562p-1f,  0x1.ec25d8p-2f, -0x1.70272ep-2f,
+                            0x1.2f39f8p-2f, -0x1.12651ep-2f, 0x1.587236p-3f};
+  constexpr float kExp[] = {0x1.000002p+0f, 0x1.62e43p-1f, 0x1.ebf906p-3f, 0x1.c6af6cp-5f, 0x1.3d107p-7f, 0x1.5f089p-10f};
+  const Ints root = SetInt(0x3f3504f3), exponent_bits = SetInt(static_cast<int32_t>(0xff800000));  // 2^-0.5: counted from there
+  const Floats to_whole = Set(0x1.8p23f);  // added, it leaves the nearest whole number in the lowest bits
+  Floats f[kCount], exponent[kCount], y[kCount];
+#pragma GCC unroll 4
+  for (size_t j = 0; j < kCount; ++j) {
+    const Ints bits = Bits(Min(Max(x[j], Set(0x1p-126f)), Set(0x1p126f)));
+    const Ints times_2_23 = And(Sub(bits, root), exponent_bits);
+    f[j] = Sub(FromBits(Sub(bits, times_2_23)), Set(1.0f));
+    exponent[j] = Mul(ToFloats(times_2_23), Set(0x1p-23f));
+  }
+  Polynomials(f, kLog, y);
+  Floats whole[kCount], rest[kCount];
+#pragma GCC unroll 4
+  for (size_t j = 0; j < kCount; ++j) {
+    const Floats log = MulAdd(f[j], y[j], exponent[j]);
+    whole[j] = MulAdd(q, log, to_whole);
+    rest[j] = MulAdd(q, log, Sub(to_whole, whole[j]));
+  }
+  Polynomials(rest, kExp, y);
+#pragma GCC unroll 4
+  for (size_t j = 0; j < kCount; ++j) power[j] = FromBits(Add(Bits(y[j]), ShiftLeft(Bits(whole[j]), 23)));
 }
 
 }  // namespace halfbin::HALFBIN_TARGET
