@@ -89,7 +89,8 @@ def _lower_inverse(lower: Tensor) -> Tensor:
 
     def solve_strip(start: int) -> None:
         nonlocal written
-        eye = torch.eye(n - start, min(STRIP, n - start), dtype=lower.dtype, device=lower.device)
+        # In columns, as LAPACK has them: from rows torch turns both ways, and solves at 88 GFLOPS instead of 101 (n = 6144).
+        eye = torch.eye(min(STRIP, n - start), n - start, dtype=lower.dtype, device=lower.device).mT
         strip = torch.linalg.solve_triangular(lower[start:, start:], eye, upper=False)
         with writing:
             solved[start] = strip
