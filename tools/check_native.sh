@@ -10,18 +10,13 @@ build() {
   cmake --build "$work/$1" -j 2 >/dev/null
 }
 
+tests="matmul linear moments packing rounding gptq hqq"
 build plain ""
-"$work/plain/matmul_test"
-"$work/plain/linear_test"
-"$work/plain/moments_test"
+for test in $tests; do "$work/plain/${test}_test"; done
 build sanitized "-fsanitize=address,undefined -fno-sanitize-recover=all"
-"$work/sanitized/matmul_test"
-"$work/sanitized/linear_test"
-"$work/sanitized/moments_test"
+for test in $tests; do "$work/sanitized/${test}_test"; done
 if command -v valgrind >/dev/null; then
-  valgrind --quiet --error-exitcode=1 "$work/plain/matmul_test"
-  valgrind --quiet --error-exitcode=1 "$work/plain/linear_test"
-  valgrind --quiet --error-exitcode=1 "$work/plain/moments_test"
+  for test in $tests; do valgrind --quiet --error-exitcode=1 "$work/plain/${test}_test"; done
 else
   echo "valgrind is not installed: left out"
 fi
