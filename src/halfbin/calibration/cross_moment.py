@@ -84,6 +84,6 @@ def cross_product(x: Tensor, x_quantized: Tensor) -> Tensor:
     if x.shape != x_quantized.shape:
         raise DataError(f"the two streams differ: {list(x.shape)} and {list(x_quantized.shape)} of one sample")
     at_most = LARGEST_NORM / max(math.prod(x.shape[:-1]), 1) ** 0.5
-    # By torch: nothing is symmetric here, so the compiled update has no half to leave out, and torch's product reaches 0.9 of its
-    # best rate (4096 features, 2,048 tokens); strip by strip, each added while in the cache, takes 1.04 to 1.5 times as long.
+    # By torch: nothing is symmetric here, so the compiled update has no half to leave out, and torch's product reaches 0.9 of
+    # its best rate (4096 features, 2,048 tokens); strip by strip, added while in the cache, takes 1.04 to 1.5 times as long.
     return rows_of(x, at_most=at_most).T @ rows_of(x_quantized, at_most=at_most)
