@@ -7,6 +7,7 @@
 #include "checksum/bindings.h"
 #include "cpu/features.h"
 #include "cpu/threads.h"
+#include "floats/bindings.h"
 #include "gptq/bindings.h"
 #include "hqq/bindings.h"
 #include "matmul/bindings.h"
@@ -23,6 +24,7 @@ NB_MODULE(_native, m) {
   nb::set_leak_warnings(false);
   halfbin::BindChecksum(m);
   halfbin::BindRounding(m);  // first, as formats of codes are arguments of the others
+  halfbin::BindFloats(m);
   halfbin::BindGptq(m);
   halfbin::BindHqq(m);
   halfbin::BindMoments(m);

@@ -22,6 +22,12 @@ struct Mask {
 struct Doubles {
   __m256d v[4];
 };
+struct Table {
+  __m256 low, high;
+};
+struct Words {
+  __m256i a, b;
+};
 
 inline __m256i FirstOfEight(size_t count) {
   const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
@@ -110,6 +116,44 @@ inline Ints AddOneWhere(Mask m, Ints x) { return Sub(x, Ints{_mm256_castps_si256
 inline Floats LookUp(const float* table, Ints index) {
   return {_mm256_i32gather_ps(table, index.a, 4), _mm256_i32gather_ps(table, index.b, 4)};
 }
+
+inline Table LoadTable(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+// A permutation takes three bits of an index. The fourth decides between two of them, as the sign of a lane.
+inline __m256 LookUpEight(Table table, __m256i index) {
+  return _mm256_blendv_ps(_mm256_permutevar8x32_ps(table.low, index), _mm256_permutevar8x32_ps(table.high, index),
+                          _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)));
+}
+inline Floats LookUp(Table table, Ints index) { return {LookUpEight(table, index.a), LookUpEight(table, index.b)}; }
+inline Ints LoadInts(const uint8_t* p) {
+  const __m256i* q = reinterpret_cast<const __m256i*>(p);
+  return {_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)};
+}
+template <int kBits>
+inline Ints ShiftRight(Ints x) {
+  return {_mm256_srli_epi32(x.a, kBits), _mm256_srli_epi32(x.b, kBits)};
+}
+
+inline Words LoadWords(const uint8_t* p) {
+  const __m256i* q = reinterpret_cast<const __m256i*>(p);
+  return {_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)};
+}
+inline Words And(Words x, uint16_t mask) {
+  const __m256i m = _mm256_set1_epi16(static_cast<int16_t>(mask));
+  return {_mm256_and_si256(x.a, m), _mm256_and_si256(x.b, m)};
+}
+template <int kBits>
+inline Words ShiftLeft(Words x) {
+  return {_mm256_slli_epi16(x.a, kBits), _mm256_slli_epi16(x.b, kBits)};
+}
+template <int kBits>
+inline Words ShiftRightSigned(Words x) {
+  return {_mm256_srai_epi16(x.a, kBits), _mm256_srai_epi16(x.b, kBits)};
+}
+inline Floats SixteenFromFloat16(__m256i x) {
+  return {_mm256_cvtph_ps(_mm256_castsi256_si128(x)), _mm256_cvtph_ps(_mm256_extracti128_si256(x, 1))};
+}
+inline Floats FirstFromFloat16(Words x) { return SixteenFromFloat16(x.a); }
+inline Floats LastFromFloat16(Words x) { return SixteenFromFloat16(x.b); }
 
 inline void StoreBytes(uint8_t* p, Ints x) {
   const __m256i low_bytes = _mm256_set1_epi32(0xff);

@@ -22,6 +22,12 @@ struct Mask {
 struct Doubles {
   __m512d low, high;
 };
+struct Table {
+  __m512 v;
+};
+struct Words {
+  __m512i v;
+};
 
 inline __mmask16 First(size_t count) { return static_cast<__mmask16>((1u << count) - 1u); }
 
@@ -75,6 +81,27 @@ inline Ints Select(Mask m, Ints a, Ints b) { return {_mm512_mask_blend_epi32(m.m
 inline Ints AddOneWhere(Mask m, Ints a) { return {_mm512_mask_add_epi32(a.v, m.m, a.v, _mm512_set1_epi32(1))}; }
 
 inline Floats LookUp(const float* table, Ints index) { return {_mm512_i32gather_ps(index.v, table, 4)}; }
+
+inline Table LoadTable(const float* p) { return {_mm512_loadu_ps(p)}; }
+inline Floats LookUp(Table table, Ints index) { return {_mm512_permutexvar_ps(index.v, table.v)}; }
+inline Ints LoadInts(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+template <int kBits>
+inline Ints ShiftRight(Ints a) {
+  return {_mm512_srli_epi32(a.v, kBits)};
+}
+
+inline Words LoadWords(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+inline Words And(Words a, uint16_t mask) { return {_mm512_and_si512(a.v, _mm512_set1_epi16(static_cast<int16_t>(mask)))}; }
+template <int kBits>
+inline Words ShiftLeft(Words a) {
+  return {_mm512_slli_epi16(a.v, kBits)};
+}
+template <int kBits>
+inline Words ShiftRightSigned(Words a) {
+  return {_mm512_srai_epi16(a.v, kBits)};
+}
+inline Floats FirstFromFloat16(Words a) { return {_mm512_cvtph_ps(_mm512_castsi512_si256(a.v))}; }
+inline Floats LastFromFloat16(Words a) { return {_mm512_cvtph_ps(_mm512_extracti64x4_epi64(a.v, 1))}; }
 
 inline void StoreBytes(uint8_t* p, Ints a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v));

@@ -28,6 +28,12 @@ struct Mask {
 struct Doubles {
   double v[kLanes];
 };
+struct Table {
+  float v[kLanes];
+};
+struct Words {
+  uint16_t v[2 * kLanes];
+};
 
 template <class To, class From>
 inline To CopyBits(From x) {
@@ -169,6 +175,51 @@ inline Ints AddOneWhere(const Mask& m, const Ints& a) {
 inline Floats LookUp(const float* table, const Ints& index) {
   return ForEachLane<Floats>([&](int i) { return table[index.v[i]]; });
 }
+
+// A table of sixteen numbers that may lie in registers; of an index, the low four bits count.
+inline Table LoadTable(const float* p) {
+  Table r;
+  std::memcpy(r.v, p, sizeof(r.v));
+  return r;
+}
+inline Floats LookUp(const Table& table, const Ints& index) {
+  return ForEachLane<Floats>([&](int i) { return table.v[index.v[i] & 15]; });
+}
+inline Ints LoadInts(const uint8_t* p) {
+  Ints r;
+  std::memcpy(r.v, p, sizeof(r.v));
+  return r;
+}
+template <int kBits>
+inline Ints ShiftRight(const Ints& a) {
+  return ShiftRight(a, kBits);
+}
+
+// Twice sixteen words of 16 bits, and what they are as float16: those of the first sixteen, and of the others.
+inline Words LoadWords(const uint8_t* p) {
+  Words r;
+  std::memcpy(r.v, p, sizeof(r.v));
+  return r;
+}
+inline Words And(const Words& a, uint16_t mask) {
+  Words r;
+  for (int i = 0; i < 2 * kLanes; ++i) r.v[i] = a.v[i] & mask;
+  return r;
+}
+template <int kBits>
+inline Words ShiftLeft(const Words& a) {
+  Words r;
+  for (int i = 0; i < 2 * kLanes; ++i) r.v[i] = static_cast<uint16_t>(a.v[i] << kBits);
+  return r;
+}
+template <int kBits>  // the sign moves in
+inline Words ShiftRightSigned(const Words& a) {
+  Words r;
+  for (int i = 0; i < 2 * kLanes; ++i) r.v[i] = static_cast<uint16_t>(static_cast<int16_t>(a.v[i]) >> kBits);
+  return r;
+}
+inline Floats FirstFromFloat16(const Words& a) { return FromFloat16(a.v); }
+inline Floats LastFromFloat16(const Words& a) { return FromFloat16(a.v + kLanes); }
 
 // The lowest byte of each lane.
 inline void StoreBytes(uint8_t* p, const Ints& a) {

@@ -86,6 +86,51 @@ def matmul_mixed(
     /,
 ) -> int: ...
 
+# Products of floats.
+def floats_packed_bytes(kind: int, n: int, k: int, group_size: int, scale_type: int, /) -> int: ...
+def floats_pack(
+    kind: int,
+    table: Sequence[float],
+    codes: int,
+    scales: int,
+    n: int,
+    k: int,
+    group_size: int,
+    scale_type: int,
+    out: int,
+    num_threads: int,
+    /,
+) -> int: ...
+def floats_describe(packed: int, bytes: int, /) -> tuple[int, int, int, int, int]: ...
+def floats_unpack(packed: int, bytes: int, codes: int, scales: int, num_threads: int, /) -> None: ...
+def floats_multiply(
+    packed: int,
+    bytes: int,
+    x: int,
+    x_is_bfloat16: bool,
+    m: int,
+    k: int,
+    bias: int,
+    bias_is_bfloat16: bool,
+    y: int,
+    n: int,
+    instruction_set: str,
+    num_threads: int,
+    /,
+) -> None: ...
+def floats_dequantize(
+    packed: int,
+    bytes: int,
+    first: int,
+    last: int,
+    out: int,
+    numbers: int,
+    to_bfloat16: bool,
+    instruction_set: str,
+    num_threads: int,
+    /,
+) -> None: ...
+
 class Covers(Enum):
     BOTH_ALIKE = 0
     POSITIVE = 1

@@ -123,7 +123,7 @@ def pack(
         -low,
         b"" if table is None else bytes(value - low for value in table),
         packed.data_ptr(),
-        _num_threads(),
+        num_threads(),
     )
     return packed
 
@@ -140,7 +140,7 @@ def unpack(packed: Tensor, *, least: int) -> tuple[Tensor, Tensor, Tensor | None
         least,
         scale.data_ptr(),
         0 if zeros is None else zeros.data_ptr(),
-        _num_threads(),
+        num_threads(),
     )
     return codes, scale, zeros
 
@@ -249,7 +249,7 @@ def mixed_linear(
         bias is not None and bias.dtype is torch.bfloat16,
         y.data_ptr(),
         _forced.instruction_set,
-        _num_threads(),
+        num_threads(),
     )
     if odd:
         raise DataError(f"{odd} of {x.numel()} elements are NaN or infinite; look at the layer before this one")
@@ -269,7 +269,8 @@ def is_plain(x: Tensor) -> bool:
     )
 
 
-def _num_threads() -> int:
+def num_threads() -> int:
+    """How many threads products run on now."""
     return _forced.num_threads or torch.get_num_threads()
 
 
@@ -304,7 +305,7 @@ def _multiply(
         bias is not None and bias.dtype is torch.bfloat16,
         y.data_ptr(),
         _forced.instruction_set,
-        _num_threads(),
+        num_threads(),
     )
     if odd and not by_group:
         raise DataError(
