@@ -28,6 +28,12 @@ SCHEMES = [
     "int2-g64-asym",
     "mxfp4",
     "fp4_e2m1-g64-f16",
+    "nf4-g64-f16",
+    "fp8_e4m3-channel",
+    "fp8_e4m3-b128x128",
+    "fp8_e5m2-tensor-bf16",
+    "mxfp8",
+    "fp4_e2m1-g8",
 ]
 schemes = pytest.mark.parametrize("text", SCHEMES)
 
@@ -169,9 +175,18 @@ def test_what_the_kernel_does_not_read_still_goes_through_the_reference() -> Non
     assert torch.equal(packed.double()(x), plain.double()(x))
 
 
-@pytest.mark.parametrize("inputs", ["int8-token", "uint8-tensor-asym", "int8-token-f16"])
-def test_layers_with_quantized_inputs_do_the_same(inputs: str) -> None:
-    q, quantizer = quantize(normal(70, 300, seed=1), parse_scheme("int8-channel")), parse_inputs(inputs)
+@pytest.mark.parametrize(
+    ("text", "inputs"),
+    [
+        ("int8-channel", "int8-token"),
+        ("int8-channel", "uint8-tensor-asym"),
+        ("int8-channel", "int8-token-f16"),
+        ("fp8_e4m3-channel", "fp8_e4m3-token"),
+        ("nf4-g64", "fp8_e4m3-tensor"),
+    ],
+)
+def test_layers_with_quantized_inputs_do_the_same(text: str, inputs: str) -> None:
+    q, quantizer = quantize(normal(70, 300, seed=1), parse_scheme(text)), parse_inputs(inputs)
     plain, packed = (QuantInputLinear(q, quantizer.calibrated(-2.5, 3.0)) for _ in range(2))
     packed.hold_packed()
     assert holds_codes(packed) == (plain.slow is not None)

@@ -12,6 +12,7 @@ from halfbin.errors import HalfbinError, ModelError
 from halfbin.kernels import streaming
 from halfbin.models import open_skeleton
 from halfbin.models.running import load_running
+from halfbin.nn import CpuFeatures, QuantLinear
 from halfbin.run import benchmark as room
 from halfbin.run.benchmark import bytes_per_token
 from models.zoo import directory_of
@@ -29,6 +30,23 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("out") / "out"
     hb.quantize(directory_of("llama"), output, recipe=recipe, evaluate=False)
     return output
+
+
+@pytest.mark.skipif("avx2" not in CpuFeatures.detect().instructions, reason="plain loops are not chosen")
+@pytest.mark.parametrize("weights", ["nf4-g32", "fp8_e4m3-channel", "fp8_e5m2-g32"])
+def test_codes_that_stand_for_floats_are_loaded_packed_and_tell_their_kernel(weights: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(f'layout = "halfbin"\n[[rule]]\nmatch = "*"\nweights = "{weights}"\n')
+    output = tmp_path / "out"
+    hb.quantize(directory_of("llama"), output, recipe=tmp_path / "mine.toml", evaluate=False)
+    found = hb.bench(output, prompt_tokens=4, new_tokens=1, rounds=1, threads=1, alone=True)
+    assert len(found.layers) == 14 and {layer.kernel for layer in found.layers} == {"float-inputs"}
+    assert "no integers" in found.layers[0].refusals["int8-inputs"] and "triton" in found.layers[0].refusals
+    model, floats = hb.load(output), hb.load(output, dequantize=True)
+    layers = [module for module in model.modules() if isinstance(module, QuantLinear)]
+    assert len(layers) == 14 and not any("codes" in layer._buffers for layer in layers)
+    ids = torch.arange(12)[None]
+    with torch.inference_mode():
+        torch.testing.assert_close(model(ids).logits, floats(ids).logits, rtol=1e-4, atol=1e-5)
 
 
 def test_codes_are_timed_beside_floats_and_every_layer_tells_its_kernel(quantized: Path) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from halfbin.kernels import products
 from halfbin.nn.matmul import CpuFeatures
+from halfbin.nn.packed_weight import PackedWeight, by_row, by_tile, readable
 from halfbin.numerics import Format, IntegerFormat, ScaleFormat
 from halfbin.numerics.formats import FP4_E2M1
 from halfbin.tensor import InputQuantizer, InputScheme, PerTensor, QTensor, Scheme, require_finite
@@ -28,11 +29,18 @@ INPUT_GROUP = 128  # columns that share an input scale where a weight row has on
 
 
 @dataclass(frozen=True, slots=True)
-class PackedWeight:
+class PackedIntegers(PackedWeight):
     """A weight in the layout of `kernels.products`."""
 
-    memory: Tensor
-    out_features: int
+    def unpack(self, scheme: Scheme) -> QTensor:
+        """The `QTensor` that was packed, bit for bit."""
+        held = _integers(scheme.format)
+        assert held is not None
+        codes, scale, zero_point = products.unpack(self.memory, least=held.least)
+        zero_point = None if zero_point is None else by_tile(zero_point, codes, scheme)
+        scale = by_tile(scale, codes, scheme)
+        scale = scale if scale.dtype == scheme.scale_format.dtype else scale.to(torch.float32) / held.step
+        return QTensor(codes, scale.to(scheme.scale_format.dtype), zero_point, scheme)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +54,7 @@ class IntegerInputs:
         size = q.scheme.granularity.tile(q.shape)[1]
         return refuses_weight(q, size if size < q.shape[1] else INPUT_GROUP, cpu)
 
-    def pack(self, q: QTensor) -> PackedWeight:
+    def pack(self, q: QTensor) -> PackedIntegers:
         """The weight once more: 0.5 bytes for each code of up to 4 bits, 1 for others, and its scales."""
         size = q.scheme.granularity.tile(q.shape)[1]
         return pack(q, size if size < q.shape[1] else INPUT_GROUP, sums=False)
@@ -57,7 +65,7 @@ class IntegerInputs:
             return f"inputs are {x.dtype}, and it reads float32 and bfloat16"
         return None if x.is_cpu else f"inputs are on {x.device}"
 
-    def matmul(self, x: Tensor, packed: PackedWeight, bias: Tensor | None) -> Tensor:
+    def matmul(self, x: Tensor, packed: PackedIntegers, bias: Tensor | None) -> Tensor:
         """Float [..., in_features] to x.dtype [..., out_features]; a token with NaN or infinity gives NaN."""
         return products.linear(x, packed.memory, readable(bias), packed.out_features, BY_GROUP)
 
@@ -84,11 +92,11 @@ class ExactIntegers:
         assert isinstance(fmt, IntegerFormat)
         return products.InputGrid(by_group=False, symmetric=self.inputs.scheme.symmetric, qmin=fmt.qmin, qmax=fmt.qmax)
 
-    def pack(self, q: QTensor) -> PackedWeight:
+    def pack(self, q: QTensor) -> PackedIntegers:
         """The weight once more, as above."""
         return pack(q, q.scheme.granularity.tile(q.shape)[1], sums=self.grid.needs_sums)
 
-    def matmul(self, x: Tensor, packed: PackedWeight, bias: Tensor | None, quantizer: InputQuantizer) -> Tensor:
+    def matmul(self, x: Tensor, packed: PackedIntegers, bias: Tensor | None, quantizer: InputQuantizer) -> Tensor:
         """Float [..., in_features] to x.dtype [..., out_features].
 
         Raises:
@@ -148,47 +156,15 @@ def _stored_scale(scale: Tensor, step: float) -> Tensor:
     return scale if step == 1 else scale.to(torch.float32) * step
 
 
-def pack(q: QTensor, size: int, *, sums: bool) -> PackedWeight:
+def pack(q: QTensor, size: int, *, sums: bool) -> PackedIntegers:
     """A weight [out_features, in_features] for inputs whose scales change every `size` columns, or once a row."""
     held = _integers(q.scheme.format)
     assert held is not None
     rows, columns = q.shape
     groups = -(-columns // size)
-    zero_point = None if q.zero_point is None else _by_row(q.zero_point, q, groups)
-    scale = _by_row(_stored_scale(q.scale, held.step), q, groups)
+    zero_point = None if q.zero_point is None else by_row(q.zero_point, q, groups)
+    scale = by_row(_stored_scale(q.scale, held.step), q, groups)
     memory = products.pack(
         q.codes, scale, zero_point, bits=held.bits, least=held.least, group_size=size, sums=sums, table=held.table
     )
-    return PackedWeight(memory, rows)
-
-
-def unpack(packed: PackedWeight, scheme: Scheme) -> QTensor:
-    """The `QTensor` that was packed, bit for bit."""
-    held = _integers(scheme.format)
-    assert held is not None
-    codes, scale, zero_point = products.unpack(packed.memory, least=held.least)
-    zero_point = None if zero_point is None else _by_tile(zero_point, codes, scheme)
-    scale = _by_tile(scale, codes, scheme)
-    scale = scale if scale.dtype == scheme.scale_format.dtype else scale.to(torch.float32) / held.step
-    return QTensor(codes, scale.to(scheme.scale_format.dtype), zero_point, scheme)
-
-
-def _by_tile(params: Tensor, codes: Tensor, scheme: Scheme) -> Tensor:
-    """The inverse of `_by_row`: one of each tile's own."""
-    tall, wide = scheme.granularity.tile(tuple(codes.shape))
-    return params[::tall, : 1 if wide >= codes.shape[1] else None].contiguous()
-
-
-def _by_row(params: Tensor, q: QTensor, groups: int) -> Tensor:
-    """A scale or zero point for each row and group, from those of taller or wider tiles."""
-    rows, _ = q.shape
-    tall = q.scheme.granularity.tile(q.shape)[0]
-    by_row = params.repeat_interleave(tall, 0)[:rows] if 1 < tall < rows else params
-    return by_row.expand(rows, by_row.shape[1] if by_row.shape[1] > 1 else groups)
-
-
-def readable(bias: Tensor | None) -> Tensor | None:
-    """Float16 biases as float32, and values that lie in steps side by side; what the kernels read stays as it is."""
-    if bias is None:
-        return None
-    return (bias if bias.dtype in products.INPUT_TYPES else bias.to(torch.float32)).contiguous()
+    return PackedIntegers(memory, rows)

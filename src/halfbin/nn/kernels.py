@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from halfbin.nn.floats import FloatCodes
 from halfbin.nn.gpu import FloatInputs
 from halfbin.nn.integers import IntegerInputs
 from halfbin.nn.matmul import MatmulKernel
 from halfbin.nn.reference import Reference
 
-EXACT: tuple[MatmulKernel, ...] = (FloatInputs(), Reference())
-"""Float inputs, as they are, times dequantized weights."""
+EXACT: tuple[MatmulKernel, ...] = (FloatInputs(), FloatCodes(), Reference())
+"""Float inputs, as they are. The last is the plain product with dequantized weights, and takes everything."""
 
-KERNELS: tuple[MatmulKernel, ...] = (FloatInputs(), IntegerInputs(), Reference())
-"""The fast ones first; where weights alone are quantized, they round inputs to INT8 on the fly."""
+KERNELS: tuple[MatmulKernel, ...] = (FloatInputs(), IntegerInputs(), FloatCodes(), Reference())
+"""The fast ones first; where integer weights alone are quantized, inputs are rounded to INT8 on the fly."""

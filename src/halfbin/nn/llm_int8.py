@@ -31,11 +31,12 @@ from torch import Tensor, nn
 
 from halfbin.errors import SchemeError
 from halfbin.kernels import products
-from halfbin.nn.integers import ExactIntegers, PackedWeight, readable
+from halfbin.nn.integers import ExactIntegers, PackedIntegers
 from halfbin.nn.kept import Kept
 from halfbin.nn.linear import wants_gradient
 from halfbin.nn.matmul import CpuFeatures
 from halfbin.nn.packed_module import PackedModule
+from halfbin.nn.packed_weight import readable
 from halfbin.nn.quant_inputs import finished, refuses_integers
 from halfbin.tensor import (
     FloatColumns,
@@ -140,7 +141,7 @@ class LLMInt8Linear(PackedModule):
         fast = self._is_packed() and x.is_cpu and x.dtype != torch.float64 and not wants_gradient(x, self.bias)
         if fast and products.is_plain(x):
             given = x if x.dtype in products.INPUT_TYPES else x.to(torch.float32)
-            packed: PackedWeight = self.prepare()
+            packed: PackedIntegers = self.prepare()
             bias, columns = readable(self.bias), self._prepared_columns()
             y = products.mixed_linear(given, packed.memory, bias, self.out_features, self.threshold, columns)
             return y.to(x.dtype)
@@ -159,7 +160,7 @@ class LLMInt8Linear(PackedModule):
             y = y + _product(rows, columns, dequantize(_columns(self.qtensor, columns)))
         return finished(y, self.bias, x)
 
-    def _pack(self) -> PackedWeight:
+    def _pack(self) -> PackedIntegers:
         return INTEGERS.pack(self.qtensor)
 
     def _is_packed(self) -> bool:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfbin.nn.integers import PackedWeight, unpack
 from halfbin.nn.kept import Kept
 from halfbin.nn.module import QuantModule
+from halfbin.nn.packed_weight import PackedWeight
 from halfbin.tensor import QTensor
 
 WEIGHT = ("codes", "scale", "zero_point")
@@ -37,7 +37,7 @@ class PackedModule(QuantModule):
     @property
     def qtensor(self) -> QTensor:
         """The codes and how to read them, sharing this module's memory unless that is packed."""
-        return super().qtensor if self._alone is None else unpack(self._alone, self.scheme)
+        return super().qtensor if self._alone is None else self._alone.unpack(self.scheme)
 
     @property
     def memory(self) -> Tensor:

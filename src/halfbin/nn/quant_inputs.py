@@ -1,14 +1,17 @@
 """A linear layer with a quantized weight that quantizes its inputs too: w8a8, w4a8, fp8, w4a4.
 
-Two ways to the same product. The plain one, which takes everything: fake_quantize(x) @ dequantize(w)^T in x's type. With
+Three ways to the same product. The plain one, which takes everything: fake_quantize(x) @ dequantize(w)^T in x's type. With
 integers on both sides, codes are multiplied and summed exactly in INT32 (`int_matmul`), scaled in float32 and rounded to x's
-type once.
+type once. And where a weight's codes stand for floats, FP8 or NF4, a compiled product with fake_quantize(x), in float32.
 
-How far apart they are, for K columns and G groups of the weight; u = 2**-24, and v is the unit roundoff of x's type (u, or
-2**-8 for bfloat16): each of the K products of the plain way carries two roundings to x's type, and their sum K - 1 to float32;
-the integer way has at most G + 2. Both end with the bias and a rounding to x's type. So they differ by at most
+How far apart the first two are, for K columns and G groups of the weight; u = 2**-24, and v is the unit roundoff of x's type
+(u, or 2**-8 for bfloat16): each of the K products of the plain way carries two roundings to x's type, and their sum K - 1 to
+float32; the integer way has at most G + 2. Both end with the bias and a rounding to x's type. So they differ by at most
 
     (2 v + (K + G + 5) u + 2 v) (|x_hat| @ |w_hat|^T + |bias|),  to first order.
+
+The third differs from the first by no more: its inputs are rounded to x's type, its weights not at all, or to bfloat16 where
+there are many tokens of it, and it has K + G + 1 roundings of sums (`kernels/float_products.py`).
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from halfbin.nn.floats import RoundedFloats
 from halfbin.nn.gpu import RoundedInputs
 from halfbin.nn.integers import ExactIntegers
 from halfbin.nn.linear import QuantLinear, wants_gradient
@@ -39,7 +43,7 @@ class QuantInputLinear(QuantLinear):
     Attributes:
       inputs:  what its inputs are rounded to.
       refusal: why codes are not multiplied as integers; None: they are.
-      slow:    why they are not multiplied by the compiled kernel; None: they are. The bits are the same.
+      slow:    why they are not multiplied by a compiled kernel; None: they are. The bits of integers are the same.
     """
 
     input_scale: Tensor | None
@@ -64,8 +68,12 @@ class QuantInputLinear(QuantLinear):
 
     @property
     def multiplied(self) -> tuple[str, Mapping[str, str]]:
-        """Integers by the compiled kernel, or step by step."""
-        return ("reference", {INTEGERS: self.slow}) if self.slow else (INTEGERS, {})
+        """The compiled kernel, and why it multiplies no integers; or step by step."""
+        if self.slow:
+            return "reference", {INTEGERS: self.slow}
+        if self.refusal and isinstance(self.product, RoundedFloats):
+            return self.product.name, {INTEGERS: self.refusal}
+        return INTEGERS, {}
 
     @property
     def quantizer(self) -> InputQuantizer:
@@ -75,8 +83,11 @@ class QuantInputLinear(QuantLinear):
     def _choose_product(self) -> None:
         """The compiled product that takes the codes where they are now, if one does."""
         q, cpu = self.qtensor, CpuFeatures.detect()
-        on_gpu, on_cpu = RoundedInputs(self.inputs), ExactIntegers(self.inputs)
-        not_on_gpu, not_on_cpu = on_gpu.refuses(q, cpu), self.refusal or on_cpu.refuses(q, cpu)
+        on_gpu = RoundedInputs(self.inputs)
+        on_cpu = RoundedFloats(self.inputs) if self.refusal else ExactIntegers(self.inputs)
+        not_on_gpu, not_on_cpu = on_gpu.refuses(q, cpu), on_cpu.refuses(q, cpu)
+        if self.refusal and not_on_cpu:
+            not_on_cpu = f"{self.refusal}; {not_on_cpu}"
         self.product = on_cpu if not_on_gpu else on_gpu
         self.slow = f"{not_on_cpu}; {not_on_gpu}" if not_on_gpu and not_on_cpu else None
 
