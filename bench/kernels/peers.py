@@ -17,10 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from halfbin.kernels import products
+from halfbin.kernels import float_products, products
+from halfbin.numerics.formats import NF4
 
 Call = Callable[[Tensor], Any]
 GROUP = 128
+NF4_GROUP = 64
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,44 @@ def halfbin_int4_avx2(codes: Tensor, scale: Tensor, threads: int) -> Call:
 def halfbin_int8(codes: Tensor, scale: Tensor, threads: int) -> Call:
     packed = products.pack(codes, scale, None, bits=8, least=-128, group_size=codes.shape[1])
     return lambda x: products.linear(x, packed, None, len(codes), products.InputGrid(by_group=False))
+
+
+def halfbin_nf4(codes: Tensor, scale: Tensor) -> Tensor:
+    indices, scale = (codes + 8).to(torch.uint8), scale.half().repeat_interleave(GROUP // NF4_GROUP, 1)
+    return float_products.pack(indices, scale, float_products.Kind.TABLE, group_size=NF4_GROUP, table=NF4.table)
+
+
+def halfbin_fp8(codes: Tensor, scale: Tensor) -> Tensor:
+    patterns = codes.float().to(torch.float8_e4m3fn).view(torch.uint8)
+    return float_products.pack(patterns, scale, float_products.Kind.E4M3, group_size=codes.shape[1])
+
+
+def halfbin_floats(
+    pack: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype, instruction_set: str | None = None
+) -> Callable[[Tensor, Tensor, int], Call]:
+    def make(codes: Tensor, scale: Tensor, threads: int) -> Call:
+        packed, n = pack(codes, scale), len(codes)
+        if instruction_set is None:
+            return lambda x: float_products.linear(x.to(dtype), packed, None, n)
+        return lambda x: float_products.compiled(x.to(dtype), packed, None, n, instruction_set=instruction_set)
+
+    return make
+
+
+def bitsandbytes_nf4(codes: Tensor, scale: Tensor, threads: int) -> Call:
+    """Its layer, blocks of 64; the library's own loops, which need AVX-512 BF16, and not what it would download."""
+    import bitsandbytes
+
+    n, k = codes.shape
+    layer = bitsandbytes.nn.Linear4bit(
+        k, n, bias=False, compute_dtype=torch.bfloat16, compress_statistics=False, quant_type="nf4"
+    )
+    values = torch.tensor(NF4.table)[(codes + 8).long()] * scale.repeat_interleave(GROUP, 1)
+    layer.weight = bitsandbytes.nn.Params4bit(
+        values.bfloat16(), requires_grad=False, compress_statistics=False, quant_type="nf4"
+    )
+    layer = layer.to("cpu").eval()
+    return lambda x: layer(x.bfloat16())
 
 
 def nibbles(codes: Tensor) -> Any:
@@ -148,6 +188,13 @@ PEERS = [
     Peer("llama.cpp Q4_0", 4, 4.5, ggml.make(ggml.Q4_0), "llama_cpp"),
     Peer("llama.cpp Q4_K", 4, 4.5, ggml.make(ggml.Q4_K), "llama_cpp"),
     Peer("torch int4pack g128", 4, 4.25, torch_int4pack),
+    Peer("halfbin nf4 g64", 4, 4.25, halfbin_floats(halfbin_nf4, torch.float32)),
+    Peer("halfbin nf4 g64, bf16", 4, 4.25, halfbin_floats(halfbin_nf4, torch.bfloat16)),
+    Peer("halfbin nf4 g64, AVX2", 4, 4.25, halfbin_floats(halfbin_nf4, torch.float32, "avx2")),
+    Peer("bitsandbytes nf4 g64, bf16", 4, 4.5, bitsandbytes_nf4, "bitsandbytes"),
+    Peer("halfbin fp8", 8, 8.0, halfbin_floats(halfbin_fp8, torch.float32)),
+    Peer("halfbin fp8, bf16", 8, 8.0, halfbin_floats(halfbin_fp8, torch.bfloat16)),
+    Peer("halfbin fp8, AVX2", 8, 8.0, halfbin_floats(halfbin_fp8, torch.float32, "avx2")),
     Peer("halfbin int8", 8, 8.0, halfbin_int8),
     Peer("torch int8, oneDNN", 8, 8.0, torch_int8("onednn")),
     Peer("torch int8, x86", 8, 8.0, torch_int8("x86")),

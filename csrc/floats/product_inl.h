@@ -18,7 +18,7 @@ namespace {
 using namespace floats;
 
 constexpr size_t kVectors = kPanelRows / 16;  // of sixteen rows in a panel
-constexpr size_t kAhead = 1024;               // bytes of codes that are asked for before their turn
+constexpr size_t kAhead = 2048;               // bytes of codes that are asked for before their turn
 
 // How codes become v. Each has kColumns, columns that kBytes bytes of a panel hold, and
 //
@@ -177,12 +177,11 @@ ConvertFunction ConvertFor(Kind kind) {
 
 // The scales of a block as float32.
 inline void LoadScales(const Weights& w, const uint8_t* block, float* out) {
-  const uint8_t* from = block + w.code_bytes;
   HALFBIN_UNROLL
   for (size_t r = 0; r < kPanelRows; r += 16) {
-    const uint16_t* narrow = reinterpret_cast<const uint16_t*>(from) + r;
+    const uint16_t* narrow = reinterpret_cast<const uint16_t*>(block) + r;
     if (w.header.scale_type == Float::kFloat32) {
-      Store(out + r, Load(reinterpret_cast<const float*>(from) + r));
+      Store(out + r, Load(reinterpret_cast<const float*>(block) + r));
     } else {
       Store(out + r, w.header.scale_type == Float::kFloat16 ? FromFloat16(narrow) : FromBfloat16(narrow));
     }
@@ -219,11 +218,13 @@ class Multiplier {
     const uint8_t* block = w.panels + panel * w.panel_bytes + g * w.block_bytes;
     alignas(64) float scales[kPanelRows];
     LoadScales(w, block, scales);
+    // As many bytes as the scales have lie between what the group before asked for and what this one will.
+    for (size_t b = 0; b < w.codes_at; b += 64) __builtin_prefetch(block + kAhead + b);
     const size_t most = direct_ ? w.padded : kColumnChunk, row_bytes = w.groups * w.padded * p_.tile;
     const size_t column_bytes = kPanelRows * CodeBits(w.header.kind) / 8;
     for (size_t c = 0; c < w.padded; c += most) {
       const size_t columns = std::min(most, w.padded - c);
-      const uint8_t* codes = block + c * column_bytes;
+      const uint8_t* codes = block + w.codes_at + c * column_bytes;
       if (!direct_) convert_(w.header, codes, columns, converted_);
       // While tiles share a chunk, what follows it comes from memory, a slice at each call.
       const size_t slice = direct_ ? 0 : (kColumnChunk * column_bytes / 64 / (end_tile_ - first_tile_) + 1) * 64;
@@ -251,13 +252,20 @@ class Multiplier {
     const bool adds = p_.bias.data != nullptr || w.header.has_not_numbers;  // -0 + 0 would be 0
     const float* y = y_;
     for (size_t t = first_tile_ * p_.tile; t < std::min(end_tile_ * p_.tile, p_.m); ++t, y += kPanelRows) {
-      for (size_t r = 0; r < kPanelRows; ++r) row[r] = adds ? y[r] + bias[r] : y[r];
       const size_t at = t * n + first;
+      uint16_t narrow[kPanelRows];
+      HALFBIN_UNROLL
+      for (size_t r = 0; r < kPanelRows; r += 16) {
+        const Floats numbers = adds ? Add(Load(y + r), Load(bias + r)) : Load(y + r);
+        if (p_.y_type == Float::kFloat32) {
+          Store(row + r, numbers);
+        } else {
+          StoreBfloat16(narrow + r, numbers);
+        }
+      }
       if (p_.y_type == Float::kFloat32) {
         std::memcpy(static_cast<float*>(p_.y) + at, row, rows * sizeof(float));
       } else {
-        uint16_t narrow[kPanelRows];
-        for (size_t r = 0; r < kPanelRows; ++r) narrow[r] = matmul::ToBfloat16(row[r]);
         std::memcpy(static_cast<uint16_t*>(p_.y) + at, narrow, rows * sizeof(uint16_t));
       }
     }
@@ -272,7 +280,7 @@ class Multiplier {
 
 void Multiply(const Product& product, size_t first, size_t last, uint8_t* memory) { Multiplier(product, memory).Run(first, last); }
 
-// Marks NaN of e4m3, which the conversion reads as 480, among w_hat of some columns, float32 [columns][64].
+// Marks NaN of e4m3, which the conversion reads as 480, among v of some columns, float32 [columns][64].
 void PutNotNumbers(const uint8_t* codes, size_t columns, const uint8_t* not_numbers, float* numbers) {
   for (size_t r = 0; r < kPanelRows; ++r) {
     if (!not_numbers[r]) continue;
@@ -295,19 +303,19 @@ void Dequantize(const Weights& w, size_t panel, Float type, void* out, size_t st
     const size_t real = std::min<size_t>(w.header.group_size, k - g * w.header.group_size);
     for (size_t c = 0; c < real; c += kColumnChunk) {
       const size_t columns = std::min(kColumnChunk, real - c), stored = std::min(kColumnChunk, w.padded - c);
-      const uint8_t* codes = block + c * column_bytes;
+      const uint8_t* codes = block + w.codes_at + c * column_bytes;
       convert(w.header, codes, stored, numbers);
-      for (size_t i = 0; i < columns * kPanelRows; i += 16) {
-        Store(numbers + i, Mul(Mul(Load(numbers + i), unit), Load(scales + i % kPanelRows)));
-      }
       if (w.header.has_not_numbers) PutNotNumbers(codes, columns, w.not_numbers + panel * kPanelRows, numbers);
       for (size_t j = 0; j < columns; ++j) {
         const size_t at = (g * w.header.group_size + c + j) * stride;
-        if (type == Float::kFloat32) {
-          std::memcpy(static_cast<float*>(out) + at, numbers + j * kPanelRows, kPanelRows * sizeof(float));
-        } else {
-          uint16_t* to = static_cast<uint16_t*>(out) + at;
-          for (size_t r = 0; r < kPanelRows; ++r) to[r] = matmul::ToBfloat16(numbers[j * kPanelRows + r]);
+        HALFBIN_UNROLL
+        for (size_t r = 0; r < kPanelRows; r += 16) {
+          const Floats w_hat = Mul(Mul(Load(numbers + j * kPanelRows + r), unit), Load(scales + r));
+          if (type == Float::kFloat32) {
+            Store(static_cast<float*>(out) + at + r, w_hat);
+          } else {
+            StoreBfloat16(static_cast<uint16_t*>(out) + at + r, w_hat);
+          }
         }
       }
     }

@@ -51,13 +51,13 @@ size_t PackBlock(const Weights& w, const Source& source, size_t panel, size_t gr
         const Place p = PlaceOf(h.kind, c);
         if (h.kind == Kind::kTable) wrong += row[c] >= h.num_values;
         if (h.kind == Kind::kE4m3) not_numbers[r] |= static_cast<uint8_t>((row[c] & 0x7f) == 0x7f);
-        block[p.byte + r * stride] |= static_cast<uint8_t>((row[c] & p.mask) << p.shift);
+        block[w.codes_at + p.byte + r * stride] |= static_cast<uint8_t>((row[c] & p.mask) << p.shift);
       }
     }
   }
   for (size_t r = 0; r < part.rows; ++r) {
     const size_t at = (part.first_row + r) * w.groups + group;
-    std::memcpy(block + w.code_bytes + r * scale_bytes, static_cast<const uint8_t*>(source.scales) + at * scale_bytes, scale_bytes);
+    std::memcpy(block + r * scale_bytes, static_cast<const uint8_t*>(source.scales) + at * scale_bytes, scale_bytes);
   }
   return wrong;
 }
@@ -72,13 +72,13 @@ void UnpackBlock(const Weights& w, const Target& target, size_t panel, size_t gr
       uint8_t* row = target.codes + (part.first_row + r) * h.k + part.first_column;
       for (size_t c = first; c < last; ++c) {
         const Place p = PlaceOf(h.kind, c);
-        row[c] = static_cast<uint8_t>(block[p.byte + r * stride] >> p.shift & p.mask);
+        row[c] = static_cast<uint8_t>(block[w.codes_at + p.byte + r * stride] >> p.shift & p.mask);
       }
     }
   }
   for (size_t r = 0; r < part.rows; ++r) {
     const size_t at = (part.first_row + r) * w.groups + group;
-    std::memcpy(static_cast<uint8_t*>(target.scales) + at * scale_bytes, block + w.code_bytes + r * scale_bytes, scale_bytes);
+    std::memcpy(static_cast<uint8_t*>(target.scales) + at * scale_bytes, block + r * scale_bytes, scale_bytes);
   }
 }
 
@@ -91,8 +91,8 @@ Weights View(const Header& header, const uint8_t* buffer) {
   const size_t columns = one_group ? header.k : header.group_size;
   w.groups = one_group ? 1 : (header.k - 1) / header.group_size + 1;
   w.padded = (columns + kColumnStep - 1) / kColumnStep * kColumnStep;
-  w.code_bytes = kPanelRows * w.padded * CodeBits(header.kind) / 8;
-  w.block_bytes = w.code_bytes + kPanelRows * ScaleBytes(header.scale_type);
+  w.codes_at = kPanelRows * ScaleBytes(header.scale_type);
+  w.block_bytes = w.codes_at + kPanelRows * w.padded * CodeBits(header.kind) / 8;
   w.panel_bytes = w.groups * w.block_bytes;
   w.num_panels = (header.n + kPanelRows - 1) / kPanelRows;
   w.bytes = kHeaderBytes + w.num_panels * (w.panel_bytes + kPanelRows);

@@ -6,7 +6,7 @@
 //
 //   buffer:  Header (128 bytes) | panel 0 | panel 1 | ... | not_numbers          aligned to 64 bytes, as are all parts below
 //   panel:   block of group 0 | block of group 1 | ...                            one sequential stream for a thread
-//   block:   codes | scales [64]
+//   block:   scales [64] | codes                                                  in the order in which they are read
 //
 //   kTable, 64 * padded / 2 bytes:   byte (c / 8) * 256 + r * 4 + c % 8 / 2 is row r, column c of the group, its low nibble where c
 //                                    is even, else the high one: eight columns of a row in a 32-bit lane, sixteen rows in 64 bytes
@@ -55,7 +55,7 @@ static_assert(sizeof(Header) <= kHeaderBytes);
 struct Weights {
   Header header;
   size_t groups, padded;           // columns of a group as stored
-  size_t code_bytes, block_bytes;  // of a block; scales are at code_bytes
+  size_t codes_at, block_bytes;    // of a block; scales are at 0
   size_t num_panels, panel_bytes, bytes;  // bytes: of the whole buffer
   const uint8_t* panels;
   const uint8_t* not_numbers;

@@ -155,6 +155,19 @@ inline Floats SixteenFromFloat16(__m256i x) {
 inline Floats FirstFromFloat16(Words x) { return SixteenFromFloat16(x.a); }
 inline Floats LastFromFloat16(Words x) { return SixteenFromFloat16(x.b); }
 
+// Of each lane, in its lower half.
+inline __m256i RoundToBfloat16(__m256 x) {
+  const __m256i bits = _mm256_castps_si256(x), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+  return _mm256_srli_epi32(_mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc00000), nan), 16);
+}
+inline void StoreBfloat16(uint16_t* p, Floats x) {
+  // Packing works within halves of a register: quarters come out as a0 b0 | a1 b1.
+  const __m256i words = _mm256_packus_epi32(RoundToBfloat16(x.a), RoundToBfloat16(x.b));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(words, 0xd8));
+}
+
 inline void StoreBytes(uint8_t* p, Ints x) {
   const __m256i low_bytes = _mm256_set1_epi32(0xff);
   // Packing works within halves of a register: quarters come out as a0 b0 | a1 b1, and are put in order at the end.

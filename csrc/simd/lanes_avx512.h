@@ -103,6 +103,14 @@ inline Words ShiftRightSigned(Words a) {
 inline Floats FirstFromFloat16(Words a) { return {_mm512_cvtph_ps(_mm512_castsi512_si256(a.v))}; }
 inline Floats LastFromFloat16(Words a) { return {_mm512_cvtph_ps(_mm512_extracti64x4_epi64(a.v, 1))}; }
 
+inline void StoreBfloat16(uint16_t* p, Floats x) {
+  const __m512i bits = _mm512_castps_si512(x.v), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+  const __mmask16 nan = _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q);
+  const __m512i quiet = _mm512_mask_blend_epi32(nan, rounded, _mm512_set1_epi32(0x7fc00000));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(quiet, 16)));
+}
+
 inline void StoreBytes(uint8_t* p, Ints a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v));
 }

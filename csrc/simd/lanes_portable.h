@@ -221,6 +221,15 @@ inline Words ShiftRightSigned(const Words& a) {
 inline Floats FirstFromFloat16(const Words& a) { return FromFloat16(a.v); }
 inline Floats LastFromFloat16(const Words& a) { return FromFloat16(a.v + kLanes); }
 
+// To nearest, half to even; NaN becomes the quiet one.
+inline void StoreBfloat16(uint16_t* p, const Floats& x) {
+  const Ints bits = Bits(x);
+  for (int i = 0; i < kLanes; ++i) {
+    const uint32_t b = static_cast<uint32_t>(bits.v[i]), rounded = (b + 0x7fffu + (b >> 16 & 1u)) >> 16;
+    p[i] = static_cast<uint16_t>((b & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
+  }
+}
+
 // The lowest byte of each lane.
 inline void StoreBytes(uint8_t* p, const Ints& a) {
   for (int i = 0; i < kLanes; ++i) p[i] = static_cast<uint8_t>(a.v[i]);

@@ -257,7 +257,7 @@ def test_threads_and_tiles_of_tokens_do_not_change_the_bits(kind: Kind, dtype: t
 @kinds
 def test_many_tokens_in_bfloat16_are_near_what_the_reference_gives(kind: Kind) -> None:
     """Weights and results rounded to bfloat16, k products summed in float32, in whatever order, and the bias."""
-    n, k, m = 700, 300, 64
+    n, k, m = 700, 300, 64  # more rows than one thread takes at once, and than two
     w, bias, x = weight(n, k, 128, kind), torch.linspace(-1, 1, n).bfloat16(), inputs(m, k, torch.bfloat16)
     w_hat = w.w_hat.float().bfloat16().double()
     for b in (None, bias):

@@ -34,7 +34,7 @@ from halfbin.kernels.openmp import share_torchs_threads
 PANEL = 64  # rows that lie together
 COLUMN_STEP = 8
 TOKENS_FOR_TILES = 48
-ROWS_AT_ONCE = 512  # that are converted for torch: 4 MiB of bfloat16 at 4096 columns
+ROWS_OF_A_THREAD = 256  # that are converted at once for torch: 2 MiB of bfloat16 at 4096 columns
 
 
 class Kind(Enum):
@@ -128,20 +128,28 @@ def dequantize_transposed(
       first, last: panels of 64 rows, first < last.
       instruction_set: names a compiled form; by default the best one.
     """
-    memory = (packed.data_ptr(), packed.numel())
-    columns = _native.floats_describe(*memory)[1]
-    out = torch.empty(columns, (last - first) * PANEL, dtype=dtype)
+    columns = _native.floats_describe(packed.data_ptr(), packed.numel())[1]
+    memory = torch.empty(columns * (last - first) * PANEL, dtype=dtype)
+    return _dequantize_into(memory, packed, first, last, columns, instruction_set)
+
+
+def _dequantize_into(
+    memory: Tensor, packed: Tensor, first: int, last: int, columns: int, instruction_set: str | None = None
+) -> Tensor:
+    """The same in memory that is there."""
+    rows = (last - first) * PANEL
     _native.floats_dequantize(
-        *memory,
+        packed.data_ptr(),
+        packed.numel(),
         first,
         last,
-        out.data_ptr(),
-        out.numel(),
-        dtype is torch.bfloat16,
+        memory.data_ptr(),
+        memory.numel(),
+        memory.dtype is torch.bfloat16,
         instruction_set or instruction_sets.best(),
         products.num_threads(),
     )
-    return out
+    return memory[: columns * rows].view(columns, rows)
 
 
 def linear(x: Tensor, packed: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
@@ -198,11 +206,14 @@ def compiled(
 
 def by_tiles(x: Tensor, packed: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
     """`linear` for bfloat16 inputs by torch's product, with a few rows of the weight at a time as bfloat16."""
-    rows = x.reshape(-1, x.shape[-1])
+    rows, at_once = x.reshape(-1, x.shape[-1]), ROWS_OF_A_THREAD * products.num_threads()
+    columns = rows.shape[1]
     y = x.new_empty((len(rows), out_features))
-    for first in range(0, out_features, ROWS_AT_ONCE):
-        last = min(first + ROWS_AT_ONCE, out_features)
-        weight = dequantize_transposed(packed, x.dtype, first // PANEL, -(-last // PANEL))[:, : last - first]
+    # Once: fresh pages from the system take as long as filling them.
+    room = x.new_empty(columns * min(at_once, -(-out_features // PANEL) * PANEL))
+    for first in range(0, out_features, at_once):
+        last = min(first + at_once, out_features)
+        weight = _dequantize_into(room, packed, first // PANEL, -(-last // PANEL), columns)[:, : last - first]
         if bias is None:
             torch.mm(rows, weight, out=y[:, first:last])
         else:
