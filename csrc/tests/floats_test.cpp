@@ -155,6 +155,13 @@ bool CheckPlain(const Case& c, const Layer& layer, const std::vector<float>& pla
   return true;
 }
 
+// To the nearest bfloat16, half to even; of normal numbers.
+float ToBfloat16(float x) {
+  int exponent;
+  const double fraction = std::frexp(static_cast<double>(x), &exponent);
+  return static_cast<float>(std::ldexp(std::nearbyint(std::ldexp(fraction, 8)), exponent - 8));
+}
+
 // w_hat of every panel, in both types, against one rounding of the exact product, or two.
 bool CheckDequantized(const Case& c, const Layer& layer, const Weights& w, const InstructionSet& set) {
   const size_t stride = w.num_panels * kPanelRows;
@@ -170,8 +177,8 @@ bool CheckDequantized(const Case& c, const Layer& layer, const Weights& w, const
     const uint32_t bits = static_cast<uint32_t>(narrow[j * stride + r]) << 16;
     float found;
     std::memcpy(&found, &bits, 4);
-    const bool near = std::abs(found - expected) <= 0x1p-8f * std::abs(expected) + 0x1p-134f;
-    if (!(std::isfinite(expected) ? near : Same(found, expected))) return Say(c, set.name, i, found, expected);
+    const float narrowed = std::isfinite(expected) && expected != 0 ? ToBfloat16(expected) : expected;
+    if (!Same(found, narrowed)) return Say(c, set.name, i, found, narrowed);
   }
   return true;
 }
