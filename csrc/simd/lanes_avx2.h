@@ -23,7 +23,7 @@ struct Doubles {
   __m256d v[4];
 };
 struct Table {
-  __m256 low, high;
+  __m256 first, change;
 };
 struct Words {
   __m256i a, b;
@@ -117,11 +117,16 @@ inline Floats LookUp(const float* table, Ints index) {
   return {_mm256_i32gather_ps(table, index.a, 4), _mm256_i32gather_ps(table, index.b, 4)};
 }
 
-inline Table LoadTable(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
-// A permutation takes three bits of an index. The fourth decides between two of them, as the sign of a lane.
+// The first eight numbers, and which bits of them differ in the other eight. A permutation takes three bits of an index; the fourth lets
+// the differences through. Choosing between two permutations took 4 % longer: a blend is three instructions on a recent Xeon.
+inline Table LoadTable(const float* p) {
+  const __m256 first = _mm256_loadu_ps(p);
+  return {first, _mm256_xor_ps(first, _mm256_loadu_ps(p + 8))};
+}
 inline __m256 LookUpEight(Table table, __m256i index) {
-  return _mm256_blendv_ps(_mm256_permutevar8x32_ps(table.low, index), _mm256_permutevar8x32_ps(table.high, index),
-                          _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)));
+  const __m256 fourth = _mm256_castsi256_ps(_mm256_srai_epi32(_mm256_slli_epi32(index, 28), 31));
+  const __m256 change = _mm256_and_ps(_mm256_permutevar8x32_ps(table.change, index), fourth);
+  return _mm256_xor_ps(_mm256_permutevar8x32_ps(table.first, index), change);
 }
 inline Floats LookUp(Table table, Ints index) { return {LookUpEight(table, index.a), LookUpEight(table, index.b)}; }
 inline Ints LoadInts(const uint8_t* p) {
