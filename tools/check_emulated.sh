@@ -20,7 +20,7 @@ check() {  # emulator, processor, target's name, model, instruction sets that mu
   shift 4
   echo "$model: $*"
   "$emulator" -cpu "$model" -L "$libraries" "$tests/linear_test" "$@"
-  for test in matmul floats packing rounding gptq hqq; do "$emulator" -cpu "$model" -L "$libraries" "$tests/${test}_test"; done
+  for test in matmul experts floats packing rounding gptq hqq; do "$emulator" -cpu "$model" -L "$libraries" "$tests/${test}_test"; done
 }
 
 build aarch64 aarch64-linux-gnu

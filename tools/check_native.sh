@@ -10,7 +10,7 @@ build() {
   cmake --build "$work/$1" -j 2 >/dev/null
 }
 
-tests="matmul linear floats moments packing rounding gptq hqq"
+tests="matmul linear experts floats moments packing rounding gptq hqq"
 build plain ""
 for test in $tests; do "$work/plain/${test}_test"; done
 build sanitized "-fsanitize=address,undefined -fno-sanitize-recover=all"

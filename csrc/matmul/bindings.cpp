@@ -11,6 +11,7 @@
 #include <tuple>
 
 #include "cpu/read.h"
+#include "matmul/experts.h"
 #include "matmul/mixed.h"
 
 namespace nb = nanobind;
@@ -95,6 +96,29 @@ int64_t MultiplyMixed(uintptr_t packed, uintptr_t x, bool x_is_bfloat16, size_t 
   return static_cast<int64_t>(RunMixed(linear, columns, *set, num_threads));
 }
 
+// The number of tokens that are not finite; -1: nothing of this name; -2 - i: `chosen` names no expert at i.
+int64_t MultiplyExperts(uintptr_t packed, size_t count, size_t stride, uintptr_t x, bool x_is_bfloat16, size_t m, uintptr_t chosen,
+                        size_t slots, bool symmetric, bool by_group, int32_t qmin, int32_t qmax, uintptr_t bias, bool bias_is_bfloat16,
+                        uintptr_t y, std::optional<const char*> set_name, size_t num_threads) {
+  if (Find(set_name.value_or(nullptr), m) == nullptr) return -1;
+  using Scales = InputGrid::Scales;
+  const auto type = [](bool narrow) { return narrow ? Float::kBfloat16 : Float::kFloat32; };
+  const Experts experts{At<const uint8_t>(packed),
+                        count,
+                        stride,
+                        {At<const void>(x), type(x_is_bfloat16)},
+                        m,
+                        At<const int64_t>(chosen),
+                        slots,
+                        {by_group ? Scales::kTokenAndGroup : Scales::kToken, symmetric, qmin, qmax, 0, 0},
+                        {At<const void>(bias), type(bias_is_bfloat16)},
+                        At<void>(y),
+                        type(x_is_bfloat16)};
+  const nb::gil_scoped_release without_the_interpreter;
+  if (const int64_t unknown = FirstUnknown(experts); unknown >= 0) return -2 - unknown;
+  return static_cast<int64_t>(RunExperts(experts, set_name.value_or(nullptr), num_threads));
+}
+
 }  // namespace
 
 void BindMatmul(nb::module_& m) {
@@ -106,14 +130,15 @@ void BindMatmul(nb::module_& m) {
   m.def("matmul_pack", &PackInto, "Fill the memory of a packed weight.");
   m.def("matmul_describe", &Describe, "Sizes and types of a packed weight.");
   m.def("matmul_unpack", &UnpackInto, nb::call_guard<nb::gil_scoped_release>(), "The codes, scales and zero points that were packed.");
-  m.def("matmul", &Multiply, nb::arg("packed"), nb::arg("x"), nb::arg("x_is_bfloat16"), nb::arg("m"), nb::arg("by_group"),
-        nb::arg("symmetric"), nb::arg("qmin"), nb::arg("qmax"), nb::arg("scale"), nb::arg("zero_point"), nb::arg("bias"),
-        nb::arg("bias_is_bfloat16"), nb::arg("y"), nb::arg("set").none(), nb::arg("num_threads"),
+  // Without names of arguments, nanobind takes its short way of calling: each product of a decoded token is a call.
+  m.def("matmul", &Multiply,
         "x_hat @ w_hat.T + bias; returns the number of tokens that are not finite.");
   m.def("matmul_mixed", &MultiplyMixed, nb::arg("packed"), nb::arg("x"), nb::arg("x_is_bfloat16"), nb::arg("m"), nb::arg("threshold"),
         nb::arg("ids"), nb::arg("values"), nb::arg("values_type"), nb::arg("count"), nb::arg("bias"), nb::arg("bias_is_bfloat16"),
         nb::arg("y"), nb::arg("set").none(), nb::arg("num_threads"),
         "The same with columns of outliers in floats; returns the number of inputs that are not finite.");
+  m.def("matmul_experts", &MultiplyExperts,
+        "The products of each token with the experts chosen for it; returns the number of tokens that are not finite.");
 }
 
 }  // namespace halfbin

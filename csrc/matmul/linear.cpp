@@ -45,29 +45,6 @@ const std::vector<Candidate>& Candidates() {
   return usable;
 }
 
-// Memory that a thread keeps between products, so that the system need not map and clear it each time. Bytes, aligned to 64.
-uint8_t* Scratch(size_t bytes) {
-  struct Free {
-    void operator()(uint8_t* memory) const { operator delete(memory, std::align_val_t(64)); }
-  };
-  thread_local std::unique_ptr<uint8_t, Free> memory;
-  thread_local size_t size = 0;
-  if (size < bytes) {
-    memory.reset();
-    memory.reset(static_cast<uint8_t*>(operator new(bytes, std::align_val_t(64))));
-    size = bytes;
-  }
-  return memory.get();
-}
-
-// As few tokens a tile as fill the tiles that `most` gives: 7 tokens are 4 and 3 where 6 go into one.
-size_t TileFor(size_t m, size_t most) {
-  const size_t tiles = (m + most - 1) / most;
-  return (m + tiles - 1) / tiles;
-}
-
-constexpr size_t kRoundedTogether = 16;  // tokens of a task, where inputs are many
-
 }  // namespace
 
 std::vector<std::string> InstructionSets() {
@@ -83,10 +60,30 @@ const InstructionSet* Find(const char* name, size_t m) {
   return nullptr;
 }
 
+uint8_t* Scratch(size_t bytes) {
+  struct Free {
+    void operator()(uint8_t* memory) const { operator delete(memory, std::align_val_t(64)); }
+  };
+  thread_local std::unique_ptr<uint8_t, Free> memory;
+  thread_local size_t size = 0;
+  if (size < bytes) {
+    memory.reset();
+    memory.reset(static_cast<uint8_t*>(operator new(bytes, std::align_val_t(64))));
+    size = bytes;
+  }
+  return memory.get();
+}
+
+Cut CutFor(size_t m, const InstructionSet& set, const Weights& weights) {
+  // As few tokens a tile as fill the tiles that the largest gives: 7 tokens are 4 and 3 where 6 go into one.
+  const size_t tiles = (m + set.most_tokens - 1) / set.most_tokens;
+  return {(m + tiles - 1) / tiles, set.run == 64 && weights.padded % 64 != 0 ? 32 : set.run};
+}
+
 size_t Run(const Linear& linear, const InstructionSet& set, size_t num_threads) {
   if (linear.m == 0 || linear.weights.header.n == 0) return 0;
   const Weights& w = linear.weights;
-  const size_t tile = TileFor(linear.m, set.most_tokens), run = set.run == 64 && w.padded % 64 != 0 ? 32 : set.run;
+  const auto [tile, run] = CutFor(linear.m, set, w);
   // The caller's own part of the work uses the memory before the inputs.
   uint8_t* memory = Scratch(kProductMemory + InputBytes(linear.m, tile, w));
   const Product product{w, PlaceInputs(linear.m, tile, run, w, HasZeros(linear.grid), memory + kProductMemory), linear.bias,

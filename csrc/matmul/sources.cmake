@@ -1,6 +1,6 @@
 # The matrix products: what every processor compiles, and one file for each instruction set of x86-64 and of 64-bit Arm.
-target_sources(halfbin_kernels PRIVATE cpu/read.cpp matmul/weights.cpp matmul/inputs.cpp matmul/linear.cpp matmul/mixed.cpp
-               matmul/portable.cpp)
+target_sources(halfbin_kernels PRIVATE cpu/read.cpp matmul/weights.cpp matmul/inputs.cpp matmul/linear.cpp matmul/experts.cpp
+               matmul/mixed.cpp matmul/portable.cpp)
 set(matmul_sets_x86 avx2 avx_vnni avx512_vnni amx_int8)
 set(matmul_avx2 -mavx2 -mfma -mf16c)
 set(matmul_avx_vnni ${matmul_avx2} -mavxvnni)

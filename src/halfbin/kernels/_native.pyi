@@ -68,6 +68,26 @@ def matmul(
     num_threads: int,
     /,
 ) -> int: ...
+def matmul_experts(
+    packed: int,
+    count: int,
+    stride: int,
+    x: int,
+    x_is_bfloat16: bool,
+    m: int,
+    chosen: int,
+    slots: int,
+    symmetric: bool,
+    by_group: bool,
+    qmin: int,
+    qmax: int,
+    bias: int,
+    bias_is_bfloat16: bool,
+    y: int,
+    set: str | None,
+    num_threads: int,
+    /,
+) -> int: ...
 def matmul_mixed(
     packed: int,
     x: int,
