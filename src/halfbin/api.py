@@ -199,8 +199,9 @@ def load(
 ) -> nn.Module:
     """A checkpoint of any layout that halfbin reads, as its transformers model, in evaluation mode.
 
-    Layers compute with the checkpoint's codes, by halfbin's kernels (docs/kernels.md says what each does to inputs). Weights
-    that no layer reads as codes, such as experts that transformers merges, are dequantized.
+    Layers compute with the checkpoint's codes, by halfbin's kernels (docs/kernels.md says what each does to inputs). Experts
+    that transformers merges into stacks do, too, where a compiled kernel takes them; other weights that no layer reads as codes
+    are dequantized.
 
     Args:
       path: a directory that halfbin or another tool wrote, a float model, or "demo".

@@ -46,12 +46,36 @@ def stack(num_experts: int, num_bytes: int) -> Tensor:
     return torch.empty(num_experts, num_bytes, dtype=torch.uint8)
 
 
-def _multiply(x: Tensor, packed: Tensor, chosen: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
+def require_known(x: Tensor, chosen: Tensor, num_experts: int) -> None:
+    """What `linear` checks of a routing.
+
+    Raises:
+      DataError: `chosen` is not [tokens, slots], or names an expert that there is not.
+    """
+    _require_shape(x, chosen)
+    outside = ((chosen < 0) | (chosen >= num_experts)).flatten().nonzero()
+    if len(outside):
+        raise _unknown(chosen, int(outside[0]), num_experts)
+
+
+def _require_shape(x: Tensor, chosen: Tensor) -> None:
     if chosen.ndim != 2 or len(chosen) != len(x) or chosen.is_floating_point():
         raise DataError(
             f"chosen experts are {chosen.dtype} {list(chosen.shape)}, expected integers [{len(x)}, slots]: a row for each of "
             f"the tokens {list(x.shape)}"
         )
+
+
+def _unknown(chosen: Tensor, place: int, num_experts: int) -> DataError:
+    token, slot = divmod(place, chosen.shape[1])
+    return DataError(
+        f"token {token} chose expert {int(chosen[token, slot])} (slot {slot}), and there are 0 to {num_experts - 1}; "
+        "look at the router before this layer"
+    )
+
+
+def _multiply(x: Tensor, packed: Tensor, chosen: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
+    _require_shape(x, chosen)
     x, chosen = x.contiguous(), chosen.to(torch.int64).contiguous()
     num_experts, num_bytes = packed.shape
     tokens, slots = chosen.shape
@@ -76,11 +100,7 @@ def _multiply(x: Tensor, packed: Tensor, chosen: Tensor, bias: Tensor | None, ou
         products.num_threads(),
     )
     if found < -1:
-        token, slot = divmod(-2 - found, slots)
-        raise DataError(
-            f"token {token} chose expert {int(chosen[token, slot])} (slot {slot}), and there are 0 to {num_experts - 1}; "
-            "look at the router before this layer"
-        )
+        raise _unknown(chosen, -2 - found, num_experts)
     return y
 
 

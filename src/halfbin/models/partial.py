@@ -7,6 +7,7 @@ transformers' own loading; what a parameter is called in memory is asked of it t
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import PreTrainedModel, initialization
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import convert_and_load_state_dict_in_model
+from transformers.core_model_loading import WeightConverter, convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
 
 from halfbin.errors import ModelError
@@ -134,6 +135,11 @@ class PartialModel:
     def put(self, parameter: str, value: Tensor) -> None:
         """Replace a parameter's values everywhere it is known."""
         self._set(self.canonical(parameter), nn.Parameter(value.detach().to(self.dtype), requires_grad=False))
+
+    def conversion(self, pattern: str) -> WeightConverter:
+        """A copy of transformers' conversion of the tensors that this pattern matches, holding none."""
+        made = (c for c in self._weight_mapping if isinstance(c, WeightConverter) and pattern in c.source_patterns)
+        return copy.deepcopy(next(made))
 
     def convert(self, model: nn.Module, state: Mapping[str, Any]) -> None:
         """Let transformers load tensors, by their names on disk, into `model`, which is this one or a copy."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from halfbin.formats.read import QuantizedCheckpoint, open_quantized
+from halfbin.models.expert_stacks import place_experts
 from halfbin.models.partial import PartialModel
 from halfbin.models.skeleton import Skeleton
 from halfbin.nn import fold_inputs, fuse_norms, quantize_inputs
@@ -39,8 +40,8 @@ def load_running(
     """The model of a checkpoint of any layout, with `QuantLinear` and its like where the checkpoint holds codes.
 
     Each layer is brought into its kernel's layout as soon as its codes are read, and holds nothing else: so the most memory
-    that loading takes is the model as it stays and one layer's codes. What has no quantized layer (an expert that is merged
-    into a stack, a convolution) is dequantized.
+    that loading takes is the model as it stays and one layer's codes. So are stacks of experts (`expert_stacks`). What has no
+    quantized form (a convolution, experts whose kernel or class refuses) is dequantized.
 
     Args:
       skeleton: the opened model.
@@ -60,8 +61,15 @@ def load_running(
         dequantized = {name: reason for name in quantized if (reason := _refuses_target(partial, name))}
         layers = [name for name in quantized if name not in dequantized]
         # Floats first: transformers asks the model for its state, which would bring all codes back, a byte each.
-        waiting = {partial.canonical(partial.targets[name].parameter) for name in layers}
-        partial.load(name for name in _missing(partial) if partial.canonical(name) not in waiting)
+        stacks = [name for name in dequantized if _may_be_experts(partial, name)]
+        _load_all_but(partial, [*layers, *stacks])
+        experts = place_experts(partial, checkpoint, stacks, lambda: on_step(0, len(layers)) if on_step else None)
+        dequantized = {
+            name: "; ".join(filter(None, (reason, experts.refused.get(name))))
+            for name, reason in dequantized.items()
+            if name not in experts.codes
+        }
+        _load_all_but(partial, layers)
         for done, name in enumerate(layers, 1):
             if reason := _place(partial, checkpoint, name):
                 dequantized[name] = reason
@@ -73,6 +81,12 @@ def load_running(
         if quantized:
             fuse_norms(partial.model)  # a float model runs as it is, to the bit
         return Running(partial.model, dequantized)
+
+
+def _load_all_but(partial: PartialModel, names: Iterable[str]) -> None:
+    """Bring all parameters into memory but those that these tensors on disk become."""
+    waiting = {partial.canonical(partial.targets[name].parameter) for name in names}
+    partial.load(name for name in _missing(partial) if partial.canonical(name) not in waiting)
 
 
 def _missing(partial: PartialModel) -> list[str]:
@@ -94,6 +108,11 @@ def _refuses_target(partial: PartialModel, name: str) -> str | None:
     if not target.unchanged:
         return f"it is merged with others into {target.parameter}"
     return None if target.parameter.endswith(".weight") else f"{target.parameter} is no layer's weight"
+
+
+def _may_be_experts(partial: PartialModel, name: str) -> bool:
+    """Whether a tensor goes into a stack of matrices."""
+    return partial.get(partial.targets[name].parameter).ndim == 3
 
 
 def _place(partial: PartialModel, checkpoint: QuantizedCheckpoint, name: str) -> str | None:

@@ -154,10 +154,14 @@ def _build(config: Any, named: type[nn.Module] | None, trust_remote_code: bool) 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a checkpoint tensor goes: the parameter's name, and whether it arrives there as it is, not merged or split."""
+    """Where a checkpoint tensor goes: the parameter's name, and whether it arrives there as it is, not merged or split.
+
+    pattern: of transformers' conversion that changes it on the way; None: none does.
+    """
 
     parameter: str
     unchanged: bool
+    pattern: str | None = None
 
 
 def targets(skeleton: Skeleton, names: Iterable[str]) -> dict[str, Target]:
@@ -176,5 +180,5 @@ def targets(skeleton: Skeleton, names: Iterable[str]) -> dict[str, Target]:
         parameter, pattern = rename_source_key(name, renamings, converters, prefix, state)
         if parameter not in state and name in state:  # renamed in vain: transformers then takes the name as it is
             parameter, pattern = rename_source_key(name, [], [], prefix, state)
-        found[name] = Target(parameter, unchanged=pattern is None)
+        found[name] = Target(parameter, pattern is None, pattern)
     return {name: found[name] for name in names}

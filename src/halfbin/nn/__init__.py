@@ -7,6 +7,7 @@ from halfbin.nn.conv1d_transposed import QuantConv1D
 from halfbin.nn.convert import Swap, quantize_module
 from halfbin.nn.embedding import QuantEmbedding
 from halfbin.nn.folding import fold_inputs
+from halfbin.nn.experts import ExpertStack, QuantExperts
 from halfbin.nn.kernels import EXACT, KERNELS
 from halfbin.nn.kv_cache import quantize_kv_cache
 from halfbin.nn.linear import QuantLinear
@@ -23,12 +24,14 @@ __all__ = [
     "EXACT",
     "KERNELS",
     "CpuFeatures",
+    "ExpertStack",
     "Geometry",
     "LLMInt8Linear",
     "MatmulKernel",
     "QuantConv",
     "QuantConv1D",
     "QuantEmbedding",
+    "QuantExperts",
     "QuantInputLinear",
     "QuantLinear",
     "QuantModule",

@@ -17,7 +17,7 @@ from halfbin.evaluation.speed import Speed, measure_speed
 from halfbin.kernels.streaming import read_rate
 from halfbin.models import Skeleton, load_weights, open_skeleton
 from halfbin.models.running import Running, load_running
-from halfbin.nn import QuantEmbedding, QuantModule
+from halfbin.nn import ExpertStack, QuantEmbedding, QuantModule
 from halfbin.run import jsonable
 from halfbin.run.events import Event, OnEvent
 from halfbin.run.memory import MemoryPeak, anonymous_bytes, give_back
@@ -28,8 +28,9 @@ PROMPT_SEED = 0
 
 @dataclass(frozen=True, slots=True)
 class LayerKernel:
-    """What multiplies in one layer.
+    """What multiplies in one layer, or in all experts of a stack.
 
+    shape: of the weight; of a stack [experts, out_features, in_features].
     refusals: why faster kernels would not, by their names.
     """
 
@@ -193,8 +194,13 @@ def bytes_per_token(model: nn.Module) -> int:
 def _kernels(model: nn.Module) -> tuple[LayerKernel, ...]:
     """Of each quantized layer, after it has run."""
     found = []
+    of_stacks: set[nn.Module] = set()
     for name, module in model.named_modules():
-        if isinstance(module, QuantModule):
+        if isinstance(module, ExpertStack):
+            of_stacks.update(module.layers)
+            kernel, refusals = module.multiplied
+            found.append(LayerKernel(name, module.shape, str(module.scheme), kernel, dict(refusals)))
+        elif isinstance(module, QuantModule) and module not in of_stacks:
             kernel, refusals = module.multiplied
             found.append(LayerKernel(name, module.codes_shape, str(module.scheme), kernel, dict(refusals)))
     return tuple(found)
