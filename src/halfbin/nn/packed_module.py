@@ -72,9 +72,9 @@ class PackedModule(QuantModule):
 
     def _prepared(self) -> Any:
         """What `prepare` made; None where a compiler looks on, which sees no memory, and nothing was made before."""
-        if torch.compiler.is_compiling() and self._alone is None:
-            return self._packed.value
-        return self.prepare()
+        if self._alone is not None:
+            return self._alone
+        return self._packed.value if torch.compiler.is_compiling() else self.prepare()
 
     @contextlib.contextmanager
     def _unpacked(self) -> Iterator[None]:
