@@ -30,7 +30,7 @@ def stack(text: str = "int4-g128", dtype: torch.dtype = torch.float32, *, bias: 
 
 
 def linears(experts: ExpertStack) -> list[QuantLinear]:
-    return list(experts._linears())
+    return list(experts._linears)
 
 
 def routing(tokens: int, slots: int) -> Tensor:

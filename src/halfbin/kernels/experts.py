@@ -79,7 +79,7 @@ def _multiply(x: Tensor, packed: Tensor, chosen: Tensor, bias: Tensor | None, ou
     x, chosen = x.contiguous(), chosen.to(torch.int64).contiguous()
     num_experts, num_bytes = packed.shape
     tokens, slots = chosen.shape
-    y = x.new_empty((tokens, slots, out_features))
+    y = x.new_empty(tokens, slots, out_features)
     found = _native.matmul_experts(
         packed.data_ptr(),
         num_experts,

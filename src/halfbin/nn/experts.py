@@ -6,7 +6,7 @@ transformers says it can run for itself (`use_experts_implementation`): up, gate
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,6 +38,7 @@ class ExpertStack(nn.Module):
         """Make one of layers without biases, of one shape and scheme, and a float bias [experts, out_features]."""
         super().__init__()
         self.layers = nn.ModuleList(layers)
+        self._linears = tuple(layers)  # the same once more, without the way through __getattr__ at each call
         self.register_parameter("bias", bias)
         self._stack: Tensor | None = None
         self._stacked: list[PackedWeight | None] = []
@@ -49,27 +50,23 @@ class ExpertStack(nn.Module):
         Raises:
           DataError: an expert is chosen that there is not.
         """
-        first = self._first
-        stack = None
-        if (
-            isinstance(first.kernel, IntegerInputs)
-            and first.kernel.declines(x) is None
-            and not wants_gradient(x, self.bias)
-        ):
+        first, bias = self._linears[0], self._parameters["bias"]
+        kernel, stack = first.kernel, None
+        if isinstance(kernel, IntegerInputs) and kernel.declines(x) is None and not wants_gradient(x, bias):
             stack = self._together()
         if stack is not None:
-            return experts.linear(x, stack, chosen, readable(self.bias), first.out_features)
+            return experts.linear(x, stack, chosen, readable(bias), first.out_features)
         experts.require_known(x, chosen, len(self.layers))
         y = x.new_zeros(*chosen.shape, first.out_features)
         for expert in torch.unique(chosen).tolist():
             tokens, slots = torch.where(chosen == expert)
             product = self.layers[expert](x[tokens])
-            y[tokens, slots] = product if self.bias is None else product + self.bias[expert].to(x.dtype)
+            y[tokens, slots] = product if bias is None else product + bias[expert].to(x.dtype)
         return y
 
     def choose(self, kernels: Sequence[MatmulKernel]) -> None:
         """Multiply by the first of these that does not refuse: `nn.EXACT` for float inputs as they are."""
-        for layer in self._linears():
+        for layer in self._linears:
             layer.choose(kernels)
         self._together()
 
@@ -91,10 +88,7 @@ class ExpertStack(nn.Module):
 
     @property
     def _first(self) -> QuantLinear:
-        return next(self._linears())
-
-    def _linears(self) -> Iterator[QuantLinear]:
-        return iter(self.layers._modules.values())  # type: ignore[arg-type]  # by its constructor
+        return self._linears[0]
 
     def _together(self) -> Tensor | None:
         """All experts as they are now, one behind the other: uint8 [experts, bytes]; None where their kernel has no layout.
@@ -104,19 +98,21 @@ class ExpertStack(nn.Module):
         """
         if torch.compiler.is_compiling() and self._stack is not None:
             return self._stack
-        held = [layer._alone for layer in self._linears()]
-        if self._stack is None or any(a is not b for a, b in zip(held, self._stacked, strict=True)):
+        held = [layer._alone for layer in self._linears]
+        if (
+            self._stack is None or held != self._stacked
+        ):  # lists compare by identity first, 128 of them in a microsecond
             self._stack = None
-            for layer in self._linears():
+            for layer in self._linears:
                 layer.hold_packed()  # one that somebody assigned to holds codes
-            packed = [layer._alone for layer in self._linears() if layer._alone is not None]
+            packed = [layer._alone for layer in self._linears if layer._alone is not None]
             if len(packed) < len(held):
                 return None
             stack = experts.stack(len(packed), packed[0].memory.numel())
-            for i, (layer, one) in enumerate(zip(self._linears(), packed, strict=True)):
+            for i, (layer, one) in enumerate(zip(self._linears, packed, strict=True)):
                 stack[i] = one.memory
                 layer._alone = PackedWeight(stack[i], one.out_features)
-            self._stack, self._stacked = stack, [layer._alone for layer in self._linears()]
+            self._stack, self._stacked = stack, [layer._alone for layer in self._linears]
         return self._stack
 
     def __getstate__(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from halfbin.tensor import InputQuantizer, InputScheme, QTensor, Scheme
 TABLE_BITS = 4  # of the codes of a table, at most
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class PackedFloats(PackedWeight):
     """A weight in the layout of `kernels.float_products`."""
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from halfbin.kernels import products
+from halfbin.kernels.products import INPUT_TYPES
 from halfbin.nn.matmul import CpuFeatures
 from halfbin.nn.packed_weight import PackedWeight, by_row, by_tile, readable
 from halfbin.numerics import Format, IntegerFormat, ScaleFormat
@@ -28,7 +29,7 @@ BY_GROUP = products.InputGrid()
 INPUT_GROUP = 128  # columns that share an input scale where a weight row has one scale
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class PackedIntegers(PackedWeight):
     """A weight in the layout of `kernels.products`."""
 
@@ -61,13 +62,14 @@ class IntegerInputs:
 
     def declines(self, x: Tensor) -> str | None:
         """Types that it does not read, and other devices."""
-        if x.dtype not in products.INPUT_TYPES:
-            return f"inputs are {x.dtype}, and it reads float32 and bfloat16"
-        return None if x.is_cpu else f"inputs are on {x.device}"
+        if x.dtype in INPUT_TYPES and x.is_cpu:
+            return None
+        return f"inputs are {x.dtype} on {x.device}, and it reads float32 and bfloat16 on the CPU"
 
     def matmul(self, x: Tensor, packed: PackedIntegers, bias: Tensor | None) -> Tensor:
         """Float [..., in_features] to x.dtype [..., out_features]; a token with NaN or infinity gives NaN."""
-        return products.linear(x, packed.memory, readable(bias), packed.out_features, BY_GROUP)
+        bias = None if bias is None else readable(bias)  # the call itself is a part of what a small product takes
+        return products.linear(x, packed.memory, bias, packed.out_features, BY_GROUP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,7 @@ class ExactIntegers:
             scale, zero_point = self.inputs.scheme.grid.params(least, greatest)
         if scale is not None and scale.dtype != torch.float32:
             scale = scale.to(torch.float32)
-        given = x if x.dtype in products.INPUT_TYPES else x.to(torch.float32)
+        given = x if x.dtype in INPUT_TYPES else x.to(torch.float32)
         bias = readable(bias)
         y = products.linear(given, packed.memory, bias, packed.out_features, self.grid, scale, zero_point)
         return y.to(x.dtype)

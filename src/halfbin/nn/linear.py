@@ -14,6 +14,8 @@ from halfbin.nn.packed_module import PackedModule
 from halfbin.nn.reference import Reference
 from halfbin.tensor import QTensor
 
+_is_grad_enabled = torch.is_grad_enabled  # looked up once: every product asks
+
 
 class QuantLinear(PackedModule):
     """y = x @ w_hat.T + bias, in the activation's type; with which arithmetic is its kernel's business.
@@ -58,7 +60,11 @@ class QuantLinear(PackedModule):
             bias = self._parameters["bias"]
         except KeyError:  # it is parametrised
             bias = self.bias
-        if not wants_gradient(x, bias) and kernel.declines(x) is None and (packed := self._prepared()) is not None:
+        if (
+            not wants_gradient(x, bias)
+            and kernel.declines(x) is None
+            and (packed := self._alone or self._prepared()) is not None
+        ):
             return kernel.matmul(x, packed, bias)
         return Reference().matmul(x, self.qtensor, bias)
 
@@ -84,4 +90,4 @@ class QuantLinear(PackedModule):
 
 def wants_gradient(x: Tensor, bias: Tensor | None) -> bool:
     """Whether a gradient is to flow back through a product: the compiled kernels have none, the reference has."""
-    return torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
+    return _is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))

@@ -11,7 +11,7 @@ from halfbin.kernels import products
 from halfbin.tensor import QTensor, Scheme
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class PackedWeight:
     """Everything that a `QTensor` holds, in `memory` alone: a module may let go of the codes."""
 
