@@ -14,6 +14,7 @@ from halfbin.models import load_weights
 from halfbin.models.running import Running, load_running
 from halfbin.nn import EXACT, CpuFeatures, ExpertStack, QuantExperts, QuantLinear
 from halfbin.nn.experts import refuses_experts
+from halfbin.run.benchmark import bytes_per_token, experts_chosen
 from models.test_running import outputs, written
 from models.zoo import directory_of
 
@@ -115,6 +116,15 @@ def test_the_table_of_kernels_tells_stacks_once(tmp_path: Path) -> None:
     layer = told["model.layers.0.mlp.experts.gate_up_proj"]
     assert layer.kernel == "int8-inputs, experts together" and layer.shape == (4, 128, 32)
     assert len(found.layers) == 8 + 4 and found.dequantized == {}
+
+
+def test_a_token_reads_the_experts_that_its_router_chooses(tmp_path: Path) -> None:
+    skeleton = written("mixtral", experts_as("int4-g32"), tmp_path)
+    for model, bits in ((load_running(skeleton, tmp_path).model, 5), (load_weights(skeleton, directory=tmp_path), 32)):
+        chosen = experts_chosen(model, torch.tensor([[3]]))
+        assert list(chosen.values()) == [2, 2]
+        # Of 4 experts in 2 layers, 2 are not read: three matrices of 32 x 64, int4 with a float32 scale for 32, or float32.
+        assert bytes_per_token(model) - bytes_per_token(model, chosen) == 2 * 2 * 3 * 32 * 64 * bits / 8
 
 
 @pytest.mark.parametrize(

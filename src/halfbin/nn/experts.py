@@ -136,6 +136,11 @@ class QuantExperts(nn.Module):
         self.add_module(names[0], up)
         self.add_module(names[1], down)
 
+    @property
+    def num_stacked(self) -> int:
+        """How many experts it holds."""
+        return int(getattr(self, self._down_name).shape[0])
+
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Activations [tokens, hidden], the experts of each token [tokens, slots] and their weights, to [tokens, hidden].
 

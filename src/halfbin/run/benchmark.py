@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from halfbin.errors import HalfbinError, ModelError
 from halfbin.evaluation.speed import Speed, measure_speed
 from halfbin.kernels.streaming import read_rate
 from halfbin.models import Skeleton, load_weights, open_skeleton
 from halfbin.models.running import Running, load_running
-from halfbin.nn import ExpertStack, QuantEmbedding, QuantModule
+from halfbin.nn import ExpertStack, QuantEmbedding, QuantExperts, QuantModule
 from halfbin.run import jsonable
 from halfbin.run.events import Event, OnEvent
 from halfbin.run.memory import MemoryPeak, anonymous_bytes, give_back
@@ -47,7 +47,8 @@ class Runner:
 
     name:   as people read it.
     speed:  measured.
-    bytes_per_token: weights that one decoded token reads: all but tables of which it reads a row.
+    bytes_per_token: weights that one decoded token reads: all but tables of which it reads a row, and stacked experts that
+      nobody chose.
     peak_memory_bytes: anonymous memory above what there was before the model was loaded; None where it cannot be known.
     """
 
@@ -161,7 +162,8 @@ def benchmark(
                 rounds=rounds,
                 on_step=lambda done, total: tell(Event(f"timing {name}", done, total, "rounds")),
             )
-            kernels, dequantized, read = _kernels(loaded.model), loaded.dequantized, bytes_per_token(loaded.model)
+            read = bytes_per_token(loaded.model, experts_chosen(loaded.model, prompt[:, :1]))
+            kernels, dequantized = _kernels(loaded.model), loaded.dequantized
             del loaded  # its memory is to be given back at the end of the block
         return Runner(name, speed, read, held.bytes), kernels, dequantized
 
@@ -177,18 +179,60 @@ def benchmark(
     return Benchmark(str(directory), name, count, codes, floats, rate, layers, dequantized)
 
 
-def bytes_per_token(model: nn.Module) -> int:
-    """Bytes of weights that one token reads: codes with their scales, packed, and floats; no tables; each tensor once."""
+def bytes_per_token(model: nn.Module, chosen: Mapping[nn.Module, int] | None = None) -> int:
+    """Bytes of weights that one token reads: codes with their scales, packed, and floats; no tables; each tensor once.
+
+    Args:
+      model: the model.
+      chosen: of modules of stacked experts, how many of them a token goes through; all of them where it is not told.
+    """
     read: dict[int, float] = {}
+    shares = dict(_shares(chosen or {}))
     for module in model.modules():
+        share = shares.get(module, 1.0)
         if isinstance(module, QuantModule):
             if not isinstance(module, QuantEmbedding):
-                read[module.memory.data_ptr()] = module.scheme.num_bits(module.codes_shape) / 8
+                read[module.memory.data_ptr()] = share * module.scheme.num_bits(module.codes_shape) / 8
         elif isinstance(module, nn.Embedding):
             continue
         for parameter in module.parameters(recurse=False):
-            read[parameter.data_ptr()] = parameter.numel() * parameter.element_size()
+            read[parameter.data_ptr()] = share * parameter.numel() * parameter.element_size()
     return round(sum(read.values()))
+
+
+def experts_chosen(model: nn.Module, token: Tensor) -> dict[nn.Module, int]:
+    """How many experts of each module that holds them as stacks a token goes through, seen in a run with int64 [1, 1]."""
+    found: dict[nn.Module, int] = {}
+
+    def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, Tensor) and value.dtype in (torch.int32, torch.int64) and value.ndim == 2:
+                found[module] = value.shape[1]
+
+    with contextlib.ExitStack() as hooks, torch.no_grad():
+        for module in model.modules():
+            if _num_experts(module):
+                hooks.callback(module.register_forward_pre_hook(see, with_kwargs=True).remove)
+        model(input_ids=token)
+    return found
+
+
+def _num_experts(module: nn.Module) -> int:
+    """Of a module that holds them as stacks; 0: it does not."""
+    if isinstance(module, QuantExperts):
+        return module.num_stacked
+    stacks = {len(p) for p in module._parameters.values() if p is not None and p.ndim == 3}
+    return stacks.pop() if len(stacks) == 1 else 0
+
+
+def _shares(chosen: Mapping[nn.Module, int]) -> Iterator[tuple[nn.Module, float]]:
+    """The share of its experts that each module reads for a token, and each layer inside it."""
+    for module, count in chosen.items():
+        share = min(1.0, count / _num_experts(module))
+        yield module, share
+        for stack in module.children():
+            if isinstance(stack, ExpertStack):
+                yield from ((part, share) for part in stack.modules())
 
 
 def _kernels(model: nn.Module) -> tuple[LayerKernel, ...]:
