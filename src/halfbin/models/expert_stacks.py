@@ -162,6 +162,10 @@ def _above_each_other(parts: Sequence[QTensor]) -> QTensor:
         raise _RefusedError(
             f"it is merged with a matrix of another scheme: {', '.join(sorted({str(q.scheme) for q in parts}))}"
         )
+    if any(q.shape[1:] != first.shape[1:] for q in parts):
+        raise _RefusedError(
+            f"it is merged with a matrix of other columns: {', '.join(str(list(q.shape)) for q in parts)}"
+        )
     by_row = isinstance(first.scheme.granularity, PerChannel | PerGroup) and first.scheme.granularity.axis in (
         (0,) if isinstance(first.scheme.granularity, PerChannel) else (-1, 1)
     )
