@@ -145,6 +145,12 @@ def test_an_expert_that_there_is_not_is_refused_by_name(bad: int, kernels: tuple
         experts(normal(9, COLUMNS), chosen)
 
 
+@pytest.mark.parametrize("shape", [(9, COLUMNS - 1), (9, COLUMNS + 1), (1, 9, COLUMNS)], ids=str)
+def test_inputs_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(DataError, match=rf"experts take \[tokens, {COLUMNS}\]"):
+        stack()(torch.zeros(shape), routing(9, 2))
+
+
 def test_a_stack_compiles_to_the_operator() -> None:
     experts, x, chosen = stack(), normal(9, COLUMNS), routing(9, 2)
     with torch.no_grad():

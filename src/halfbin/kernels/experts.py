@@ -28,7 +28,7 @@ def linear(x: Tensor, packed: Tensor, chosen: Tensor, bias: Tensor | None, out_f
     A token that holds NaN or infinity gets NaN for all its outputs.
 
     Args:
-      x: float32 or bfloat16 [tokens, in_features].
+      x: float32 or bfloat16 [tokens, in_features]; how wide the packed weights are is the caller's to know.
       packed: uint8 [experts, bytes], contiguous: weights of one shape and scheme.
       chosen: integers [tokens, slots], from 0 to experts - 1; a token may choose one more than once.
       bias: float32 or bfloat16 [experts, out_features].

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from halfbin.errors import DataError
 from halfbin.kernels import experts
 from halfbin.nn.integers import BY_GROUP, IntegerInputs, PackedWeight, readable
 from halfbin.nn.kernels import KERNELS
@@ -48,12 +49,14 @@ class ExpertStack(nn.Module):
         """Float [tokens, in_features], and integers [tokens, slots], to [tokens, slots, out_features] of x's type.
 
         Raises:
-          DataError: an expert is chosen that there is not.
+          DataError: an expert is chosen that there is not, or inputs are of another width.
         """
         first, bias = self._linears[0], self._parameters["bias"]
         kernel, stack = first.kernel, None
         if isinstance(kernel, IntegerInputs) and kernel.declines(x) is None and not wants_gradient(x, bias):
             stack = self._together()
+        if x.ndim != 2 or x.shape[1] != first.in_features:  # the call below would read beyond it
+            raise DataError(f"inputs are {list(x.shape)}, and these experts take [tokens, {first.in_features}]")
         if stack is not None:
             return experts.linear(x, stack, chosen, readable(bias), first.out_features)
         experts.require_known(x, chosen, len(self.layers))
@@ -99,9 +102,7 @@ class ExpertStack(nn.Module):
         if torch.compiler.is_compiling() and self._stack is not None:
             return self._stack
         held = [layer._alone for layer in self._linears]
-        if (
-            self._stack is None or held != self._stacked
-        ):  # lists compare by identity first, 128 of them in a microsecond
+        if self._stack is None or held != self._stacked:  # by identity
             self._stack = None
             for layer in self._linears:
                 layer.hold_packed()  # one that somebody assigned to holds codes
