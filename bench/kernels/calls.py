@@ -34,7 +34,24 @@ def ways() -> dict[str, Callable[[], Any]]:
     for layer in layers:
         layer.hold_packed()
     packed = layers[0].prepare().memory
-    bare = (packed.data_ptr(), x.data_ptr(), True, 1, True, True, -128, 127, 0, 0, 0, False, y.data_ptr(), None, 1)
+    bare = (
+        packed.data_ptr(),
+        x.data_ptr(),
+        True,
+        1,
+        SIZE,
+        True,
+        True,
+        -128,
+        127,
+        0,
+        0,
+        0,
+        False,
+        y.data_ptr(),
+        None,
+        1,
+    )
     stack = ExpertStack([expert_layer(quantize(torch.randn(SIZE, SIZE), scheme), TYPE) for _ in range(8)])
     token, chosen = x[0], torch.tensor([[2, 5]])
     plain, nothing = nn.Linear(SIZE, SIZE, bias=False, dtype=TYPE), nn.Identity()

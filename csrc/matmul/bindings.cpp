@@ -55,12 +55,13 @@ void UnpackInto(uintptr_t packed, uintptr_t codes, int32_t least, uintptr_t scal
          {At<uint8_t>(codes), least, At<void>(scales), At<int32_t>(zero_points)}, num_threads);
 }
 
-// The number of tokens that are not finite, or -1: nothing of this name.
-int64_t Multiply(uintptr_t packed, uintptr_t x, bool x_is_bfloat16, size_t m, bool by_group, bool symmetric, int32_t qmin,
+// The number of tokens that are not finite; -1: nothing of this name; -2: the weight has other columns than x.
+int64_t Multiply(uintptr_t packed, uintptr_t x, bool x_is_bfloat16, size_t m, size_t columns, bool by_group, bool symmetric, int32_t qmin,
                  int32_t qmax, uintptr_t scale, uintptr_t zero_point, uintptr_t bias, bool bias_is_bfloat16, uintptr_t y,
                  std::optional<const char*> set_name, size_t num_threads) {
   const InstructionSet* set = Find(set_name.value_or(nullptr), m);
   if (set == nullptr) return -1;
+  if (At<const Header>(packed)->k != columns) return -2;
   using Scales = InputGrid::Scales;
   InputGrid grid{by_group ? Scales::kTokenAndGroup : scale == 0 ? Scales::kToken : Scales::kStatic, symmetric, qmin, qmax, 0, 0};
   if (scale != 0) grid.scale = *At<const float>(scale);

@@ -315,6 +315,13 @@ def test_leading_dimensions_stay_and_empty_ones_too() -> None:
     assert linear(x[:0], w.packed, None, 5, InputGrid()).shape == (0, 5)
 
 
+@pytest.mark.parametrize("shape", [(2, 63), (2, 65), (1, 2, 63), (128,)], ids=str)
+def test_inputs_of_another_width_are_refused(shape: tuple[int, ...]) -> None:
+    w = weight(5, 64, 32)
+    with pytest.raises(DataError, match=rf"have {shape[-1]} columns, and the weight has 64"):
+        linear(torch.zeros(shape), w.packed, None, 5, InputGrid())
+
+
 def test_a_packed_weight_has_the_size_that_its_layout_says() -> None:
     # 64 rows x 128 columns at half a byte, and 64 scales of 2 bytes, for each of 2 panels and 3 groups; and the header.
     codes, scale = torch.zeros(65, 300, dtype=torch.int8), torch.ones(65, 3, dtype=torch.float16)

@@ -55,6 +55,7 @@ def matmul(
     x: int,
     x_is_bfloat16: bool,
     m: int,
+    columns: int,
     by_group: bool,
     symmetric: bool,
     qmin: int,

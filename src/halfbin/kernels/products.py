@@ -202,7 +202,7 @@ def linear(
       zero_point: int32 [1], for static inputs that are asymmetric.
 
     Raises:
-      DataError: NaN or infinity in `x`, unless `grid.by_group`.
+      DataError: NaN or infinity in `x`, unless `grid.by_group`; inputs of another width than the weight's.
     """
     if is_plain(x):
         return _multiply(x, packed, bias, out_features, grid, scale, zero_point)
@@ -301,7 +301,7 @@ def _multiply(
     # inputs are [batch, tokens, in_features]; taken apart by name they are 0.3 us faster than as a list.
     shape = x.shape
     if len(shape) == 3:
-        batch, length, _ = shape
+        batch, length, columns = shape
         tokens = batch * length
         y = x.new_empty(batch, length, out_features)
     else:
@@ -313,6 +313,7 @@ def _multiply(
         x.data_ptr(),
         x.dtype is _BFLOAT16,
         tokens,
+        columns,
         grid.by_group,
         grid.symmetric,
         grid.qmin,
@@ -325,6 +326,9 @@ def _multiply(
         _forced.instruction_set,
         _forced.num_threads or _torchs_threads(),
     )
+    if odd == -2:
+        width = _native.matmul_describe(packed.data_ptr())[1]
+        raise DataError(f"inputs {list(x.shape)} have {columns} columns, and the weight has {width}")
     if odd and not grid.by_group:
         raise DataError(
             f"{odd} of {tokens} tokens hold NaN or infinity, and no scale could be right for them; look at the layer before "
