@@ -5,6 +5,7 @@
 #include <cstring>
 #include <vector>
 
+#include "cpu/caches.h"
 #include "cpu/threads.h"
 
 namespace halfbin::matmul {
@@ -69,10 +70,10 @@ void Gather(const Inputs& all, const Active& active, size_t slots) {
   const auto copy = to.run == 64 ? &CopyRuns<64> : to.run == 32 ? &CopyRuns<32> : to.run == 4 ? &CopyRuns<4> : nullptr;
   for (size_t i = 0; i < to.tiles * to.tile; ++i) {
     int8_t* codes = to.codes + i / to.tile * (bytes * to.tile) + i % to.tile * to.run;
+    const auto at = [&](size_t g) { return to.At(i / to.tile, g) + i % to.tile; };
     if (i >= to.m) {
       for (size_t c = 0; c < bytes; c += to.run) std::memset(codes + c * to.tile, 0, to.run);
-      std::fill_n(to.group_scales + i * to.groups, to.groups, 1.0f);
-      std::fill_n(to.sums + i * to.groups, to.groups, 0);
+      for (size_t g = 0; g < to.groups; ++g) to.group_scales[at(g)] = 1.0f, to.sums[at(g)] = 0;
       to.token_scales[i] = 1.0f, to.zeros[i] = 0;
       continue;
     }
@@ -82,8 +83,7 @@ void Gather(const Inputs& all, const Active& active, size_t slots) {
     } else {
       for (size_t c = 0; c < bytes; c += to.run) std::memcpy(codes + c * to.tile, one.codes + c, to.run);
     }
-    std::copy_n(one.group_scales, to.groups, to.group_scales + i * to.groups);
-    std::copy_n(one.sums, to.groups, to.sums + i * to.groups);
+    for (size_t g = 0; g < to.groups; ++g) to.group_scales[at(g)] = one.group_scales[g], to.sums[at(g)] = one.sums[g];
     to.token_scales[i] = *one.token_scales, to.zeros[i] = *one.zeros;
   }
 }
@@ -103,7 +103,7 @@ Weights Rows(const Experts& e, const Task& task) {
 void Do(const Experts& e, const Task& task, size_t n, uint8_t* memory) {
   const Active& active = *task.active;
   const size_t first = task.first * kPanelRows, element = BytesOf(e.y_type);
-  Product product{Rows(e, task), active.inputs, e.bias, nullptr, e.y_type};
+  Product product{Rows(e, task), active.inputs, e.bias, nullptr, e.y_type, SecondCacheBytes() / 2};
   const size_t rows = product.weights.header.n;
   if (e.bias.data != nullptr) {
     product.bias.data = static_cast<const uint8_t*>(e.bias.data) + (active.expert * n + first) * BytesOf(e.bias.type);
@@ -158,7 +158,8 @@ size_t RunExperts(const Experts& e, const char* set_name, size_t num_threads) {
   uint8_t* memory = Scratch(own + inputs) + own;
 
   const InstructionSet& rounding = *Find(set_name, e.m);
-  const Product all{w, PlaceInputs(e.m, 1, CutFor(1, rounding, w).run, w, HasZeros(e.grid), memory), {}, nullptr, e.y_type};
+  const Product all{w, PlaceInputs(e.m, 1, CutFor(1, rounding, w).run, w, HasZeros(e.grid), memory), {}, nullptr,
+                    e.y_type, 0};
   memory += InputBytes(e.m, 1, w);
   std::atomic<size_t> odd{0};
   ParallelFor(num_threads, (e.m + kRoundedTogether - 1) / kRoundedTogether, [&](size_t task) {
