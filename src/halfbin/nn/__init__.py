@@ -6,8 +6,8 @@ from halfbin.nn.conv import Geometry, QuantConv
 from halfbin.nn.conv1d_transposed import QuantConv1D
 from halfbin.nn.convert import Swap, quantize_module
 from halfbin.nn.embedding import QuantEmbedding
-from halfbin.nn.folding import fold_inputs
 from halfbin.nn.experts import ExpertStack, QuantExperts
+from halfbin.nn.folding import fold_inputs
 from halfbin.nn.kernels import EXACT, KERNELS
 from halfbin.nn.kv_cache import quantize_kv_cache
 from halfbin.nn.linear import QuantLinear
