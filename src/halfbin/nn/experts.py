@@ -7,6 +7,7 @@ transformers says it can run for itself (`use_experts_implementation`): up, gate
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 
 from halfbin.errors import DataError
 from halfbin.kernels import experts
-from halfbin.nn.integers import BY_GROUP, IntegerInputs, PackedWeight, readable
+from halfbin.nn.integers import BY_GROUP, IntegerInputs
 from halfbin.nn.kernels import KERNELS
 from halfbin.nn.linear import QuantLinear, wants_gradient
 from halfbin.nn.matmul import MatmulKernel
+from halfbin.nn.packed_weight import PackedWeight, readable
 from halfbin.tensor import Scheme
 
 TOGETHER = "int8-inputs, experts together"  # what reports call the call for all of them
@@ -112,7 +114,7 @@ class ExpertStack(nn.Module):
             stack = experts.stack(len(packed), packed[0].memory.numel())
             for i, (layer, one) in enumerate(zip(self._linears, packed, strict=True)):
                 stack[i] = one.memory
-                layer._alone = PackedWeight(stack[i], one.out_features)
+                layer._alone = replace(one, memory=stack[i])
             self._stack, self._stacked = stack, [layer._alone for layer in self._linears]
         return self._stack
 
