@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cpu/caches.h"
+#include "cpu/scratch.h"
 #include "cpu/threads.h"
 
 namespace halfbin::matmul {

@@ -3,11 +3,10 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
-#include <memory>
-#include <new>
 
 #include "cpu/caches.h"
 #include "cpu/features.h"
+#include "cpu/scratch.h"
 #include "cpu/threads.h"
 
 namespace halfbin::matmul {
@@ -58,20 +57,6 @@ const InstructionSet* Find(const char* name, size_t m) {
     if (name == nullptr ? m >= c.least_tokens : std::strcmp(name, c.set->name) == 0) return c.set;
   }
   return nullptr;
-}
-
-uint8_t* Scratch(size_t bytes) {
-  struct Free {
-    void operator()(uint8_t* memory) const { operator delete(memory, std::align_val_t(64)); }
-  };
-  thread_local std::unique_ptr<uint8_t, Free> memory;
-  thread_local size_t size = 0;
-  if (size < bytes) {
-    memory.reset();
-    memory.reset(static_cast<uint8_t*>(operator new(bytes, std::align_val_t(64))));
-    size = bytes;
-  }
-  return memory.get();
 }
 
 Cut CutFor(size_t m, const InstructionSet& set, const Weights& weights) {

@@ -14,10 +14,6 @@ std::vector<std::string> InstructionSets();
 // One of them by its name, or for a null name the best one for m tokens. Null: there is none of this name.
 const InstructionSet* Find(const char* name, size_t m);
 
-// Memory that a thread keeps between products, so that the system need not map and clear it each time: bytes, aligned to 64. What a
-// thread asked for before lies at the same place, unless this is more than it ever asked for.
-uint8_t* Scratch(size_t bytes);
-
 // How the inputs of m tokens are cut for an instruction set; see Inputs.
 struct Cut {
   size_t tile, run;
