@@ -104,7 +104,7 @@ Weights Rows(const Experts& e, const Task& task) {
 void Do(const Experts& e, const Task& task, size_t n, uint8_t* memory) {
   const Active& active = *task.active;
   const size_t first = task.first * kPanelRows, element = BytesOf(e.y_type);
-  Product product{Rows(e, task), active.inputs, e.bias, nullptr, e.y_type, SecondCacheBytes() / 2};
+  Product product{Rows(e, task), active.inputs, e.bias, nullptr, e.y_type, SecondCacheBytes() / 4 * 3};
   const size_t rows = product.weights.header.n;
   if (e.bias.data != nullptr) {
     product.bias.data = static_cast<const uint8_t*>(e.bias.data) + (active.expert * n + first) * BytesOf(e.bias.type);

@@ -72,7 +72,7 @@ size_t Run(const Linear& linear, const InstructionSet& set, size_t num_threads) 
   // The caller's own part of the work uses the memory before the inputs.
   uint8_t* memory = Scratch(kProductMemory + InputBytes(linear.m, tile, w));
   const Product product{w, PlaceInputs(linear.m, tile, run, w, HasZeros(linear.grid), memory + kProductMemory), linear.bias,
-                        linear.y, linear.y_type, SecondCacheBytes() / 2};
+                        linear.y, linear.y_type, SecondCacheBytes() / 4 * 3};
   const size_t tokens = product.inputs.tiles * tile;
   std::atomic<size_t> odd{0};
   ParallelFor(num_threads, (tokens + kRoundedTogether - 1) / kRoundedTogether, [&](size_t task) {

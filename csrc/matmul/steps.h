@@ -345,12 +345,16 @@ class Multiplier {
   void Span(size_t begin, size_t end, size_t block_calls, size_t first, size_t last) {
     const size_t calls = end - begin, blocks = Ceil(calls, block_calls);
     const Weights& w = p_.weights;
-    // While calls share a panel the next one comes from memory, a slice at each call. Alone, a call asks for what it needs itself.
-    const size_t panel_calls = calls * (kPanelRows / Dot::kPartRows) * w.groups * Ceil(w.padded, kColumnChunk);
-    slice_ = calls == 1 ? 0 : Ceil(w.panel_bytes, panel_calls * 64) * 64;
+    // While calls share a panel, what comes next is asked for from memory, a slice at each call: the next panel, evenly over all calls,
+    // where it has room beside this one, or else what lies kAhead before the first block's calls. Alone, a call asks for itself.
+    const size_t chunks = w.groups * Ceil(w.padded, kColumnChunk), parts = kPanelRows / Dot::kPartRows;
+    const bool next_panel = w.panel_bytes <= p_.cached_bytes / 4;
+    const auto slice = [&](size_t some) { return Ceil(w.panel_bytes, some * parts * chunks * 64) * 64; };
     for (size_t panel = first; panel < last; ++panel) {
-      ahead_ = w.panels + (panel + 1) * w.panel_bytes;
+      ahead_ = w.panels + panel * w.panel_bytes + (next_panel ? w.panel_bytes : kAhead);
       for (size_t i = 0; i < blocks; ++i) {
+        const size_t here = calls * (i + 1) / blocks - calls * i / blocks;
+        slice_ = calls == 1 ? 0 : next_panel ? slice(calls) : i == 0 ? slice(here) : 0;
         first_tile_ = (begin + calls * i / blocks) * Dot::kTilesAtOnce;
         end_tile_ = Min((begin + calls * (i + 1) / blocks) * Dot::kTilesAtOnce, p_.inputs.tiles);
         several_ = end_tile_ - first_tile_ > Dot::kTilesAtOnce;
@@ -450,6 +454,7 @@ class Multiplier {
     dot_.Bytes(codes, columns, x, tiles, add, totals);
   }
 
+  static constexpr size_t kAhead = 32768;  // bytes
   static constexpr bool kHasCrumbs = requires { &Dot::Crumbs; }, kHasTables = requires { &Dot::LookedUp; };
   static constexpr bool kScales = requires { &Dot::Scaled; };
 
