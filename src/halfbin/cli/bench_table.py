@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -69,17 +69,32 @@ def _how(found: Benchmark) -> Table:
 
 
 def _kernels(found: Benchmark) -> Table:
-    """One row for layers that are alike."""
+    """One row for layers that are alike; reasons that all of them share are told once, at the end."""
     table = rows()
     for heading in ("layers", "weights", "shape", "kernel", "why not"):
         table.add_column(heading, overflow="fold")
+    shared = _shared(found)
     groups: Counter[tuple[str, str, str, str, str]] = Counter()
     for layer in found.layers:
-        told = "; ".join(f"{name}: {reason}" for name, reason in layer.refusals.items())
+        told = _told({name: reason for name, reason in layer.refusals.items() if (name, reason) not in shared})
         shape = "×".join(map(str, layer.shape))
         groups[re.sub(r"\.\d+\.", ".*.", layer.name), layer.weights, shape, layer.kernel, told] += 1
     for (name, *cells), times in groups.items():
         table.add_row(plain(f"{name} ×{times}" if times > 1 else name), *map(plain, cells))
     for tensor, reason in found.dequantized.items():
         table.add_row(plain(tensor), "", "", "floats", plain(reason))
+    if shared:
+        table.add_row(plain("all of them", "dim"), "", "", "", plain(_told(dict(shared)), "dim"))
     return table
+
+
+def _told(refusals: Mapping[str, str]) -> str:
+    return "; ".join(f"{name}: {reason}" for name, reason in refusals.items())
+
+
+def _shared(found: Benchmark) -> list[tuple[str, str]]:
+    """Refusals, by kernel and reason, that every one of several layers has: what the machine lacks, as a rule."""
+    if len(found.layers) < 2:
+        return []
+    first, *others = found.layers
+    return [item for item in first.refusals.items() if all(item in layer.refusals.items() for layer in others)]
