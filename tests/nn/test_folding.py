@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from halfbin.methods import rtn
+from halfbin.nn import QuantLinear, quantize_module
 from halfbin.nn.folding import fold_inputs
+from halfbin.tensor import parse_scheme
 
 
 def seen_by(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
@@ -43,3 +46,10 @@ def test_an_input_given_by_name_is_left_alone() -> None:
     layer = nn.Linear(8, 5).requires_grad_(False)
     fold_inputs(layer)
     assert layer(input=torch.ones(1, 2, 8)).shape == (1, 2, 5)
+
+
+def test_a_layer_that_only_folds_can_still_be_quantized() -> None:
+    model = nn.Sequential(nn.Linear(64, 32))
+    fold_inputs(model)
+    quantize_module(model, lambda name, module: (parse_scheme("int8-channel"), rtn))
+    assert isinstance(model[0], QuantLinear)

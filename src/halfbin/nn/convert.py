@@ -17,6 +17,7 @@ from halfbin.errors import HalfbinError
 from halfbin.nn.conv import Geometry, QuantConv
 from halfbin.nn.conv1d_transposed import QuantConv1D
 from halfbin.nn.embedding import QuantEmbedding
+from halfbin.nn.folding import fold
 from halfbin.nn.linear import QuantLinear
 from halfbin.nn.module import QuantModule
 from halfbin.tensor import QTensor, Scheme
@@ -168,7 +169,8 @@ def _refusal(module: nn.Module, name: str) -> str:
         return "its parent reads its weight past its forward"
     if form is None:
         return f"{type(module).__name__} has no quantized form"
-    if "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks:
+    before = [hook for hook in module._forward_pre_hooks.values() if hook is not fold]
+    if "forward" in vars(module) or module._forward_hooks or before:
         return "it has forward hooks, which would be lost"
     if not name:
         return "it is the model itself, which cannot be replaced in place"

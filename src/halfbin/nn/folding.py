@@ -16,10 +16,11 @@ def fold_inputs(model: nn.Module) -> None:
     """
     for module in model.modules():
         if type(module) is nn.Linear:
-            module.register_forward_pre_hook(_fold)
+            module.register_forward_pre_hook(fold)
 
 
-def _fold(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+def fold(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The hook: it changes strides and no number, so whoever replaces the layer may drop it."""
     x = args[0] if args else None
     if not isinstance(x, Tensor) or x.dim() < 3:
         return args
