@@ -93,7 +93,7 @@ void Gather(const Inputs& all, const Active& active, size_t slots) {
 Weights Rows(const Experts& e, const Task& task) {
   const uint8_t* buffer = e.packed + task.active->expert * e.stride;
   Weights w = View(*reinterpret_cast<const Header*>(buffer), buffer);
-  w.header.n = std::min(w.header.n, task.last * kPanelRows) - task.first * kPanelRows;
+  w.header.n = std::min<uint64_t>(w.header.n, task.last * kPanelRows) - task.first * kPanelRows;
   w.panels += task.first * w.panel_bytes;
   w.num_panels = task.last - task.first;
   w.bytes = kHeaderBytes + w.num_panels * w.panel_bytes;
