@@ -58,17 +58,10 @@ struct Dot {
   Dot& operator=(const Dot&) = delete;
   ~Dot() { __asm__ volatile("tilerelease"); }
 
-  // 32 rows of the panel, two tiles of tokens.
+  // Totals, in registers 0 to 3, += products of 32 rows of the panel and two tiles of tokens.
   template <bool Signed>
-  [[gnu::noinline]] void TwoByTwo(const uint8_t* codes, size_t columns, const int8_t* x, bool add, uint32_t* totals) const {
+  [[gnu::always_inline]] void AddTwo(const uint8_t* codes, size_t columns, const int8_t* x) const {
     const size_t run = this->run, step = run * tile, next_tile = this->next_tile;
-    uint32_t* second = totals + tile * kPanelRows;
-    if (add) {
-      LoadTile<0>(totals, 256), LoadTile<1>(totals + 16, 256);
-      LoadTile<2>(second, 256), LoadTile<3>(second + 16, 256);
-    } else {
-      ClearTile<0>(), ClearTile<1>(), ClearTile<2>(), ClearTile<3>();
-    }
     for (size_t c = 0; c < columns; c += run, codes += run * kPanelRows, x += step) {
       LoadTile<6>(codes, 256);
       LoadTile<4>(x, run);
@@ -79,11 +72,35 @@ struct Dot {
       DotTile<Signed, 2, 5, 6>();
       DotTile<Signed, 3, 5, 7>();
     }
+  }
+
+  // The same for one tile of tokens, in registers 0 and 1.
+  template <bool Signed>
+  [[gnu::always_inline]] void AddOne(const uint8_t* codes, size_t columns, const int8_t* x) const {
+    const size_t run = this->run, step = run * tile;
+    for (size_t c = 0; c < columns; c += run, codes += run * kPanelRows, x += step) {
+      LoadTile<4>(x, run);
+      LoadTile<6>(codes, 256);
+      DotTile<Signed, 0, 4, 6>();
+      LoadTile<7>(codes + 64, 256);
+      DotTile<Signed, 1, 4, 7>();
+    }
+  }
+
+  template <bool Signed>
+  [[gnu::noinline]] void TwoByTwo(const uint8_t* codes, size_t columns, const int8_t* x, bool add, uint32_t* totals) const {
+    uint32_t* second = totals + tile * kPanelRows;
+    if (add) {
+      LoadTile<0>(totals, 256), LoadTile<1>(totals + 16, 256);
+      LoadTile<2>(second, 256), LoadTile<3>(second + 16, 256);
+    } else {
+      ClearTile<0>(), ClearTile<1>(), ClearTile<2>(), ClearTile<3>();
+    }
+    AddTwo<Signed>(codes, columns, x);
     StoreTile<0>(totals, 256), StoreTile<1>(totals + 16, 256);
     StoreTile<2>(second, 256), StoreTile<3>(second + 16, 256);
   }
 
-  // 32 rows of the panel, one tile of tokens.
   template <bool Signed>
   void OneByTwo(const uint8_t* codes, size_t columns, const int8_t* x, bool add, uint32_t* totals) const {
     if (add) {
@@ -91,13 +108,7 @@ struct Dot {
     } else {
       ClearTile<0>(), ClearTile<1>();
     }
-    for (size_t c = 0; c < columns; c += run, codes += run * kPanelRows, x += run * tile) {
-      LoadTile<4>(x, run);
-      LoadTile<6>(codes, 256);
-      DotTile<Signed, 0, 4, 6>();
-      LoadTile<7>(codes + 64, 256);
-      DotTile<Signed, 1, 4, 7>();
-    }
+    AddOne<Signed>(codes, columns, x);
     StoreTile<0>(totals, 256), StoreTile<1>(totals + 16, 256);
   }
 
@@ -109,6 +120,7 @@ struct Dot {
     if (tiles == 1) return OneByTwo<true>(codes, columns, x, add, totals);
     TwoByTwo<true>(codes, columns, x, add, totals);
   }
+
   // y[t][r] += float(totals[t][r]) * scales[r] * group_scales[t] for 32 rows of a panel, totals [tokens][32].
   static void AddScaled(const uint32_t* totals, size_t tokens, __m512 first, __m512 second, const float* group_scales, float* y) {
     for (size_t t = 0; t < tokens; ++t, totals += 32, y += kPanelRows) {
@@ -120,39 +132,24 @@ struct Dot {
     }
   }
 
-  // A group of a few columns is little work: what surrounds its products must be less. With totals of a whole block of tokens in memory
-  // and scaled by the loops of steps.h, 512 x 4096 x 4096 in groups of 128 took 14.5 ms; so, 10.7.
   bool Scaled(uint32_t, bool centred, const uint8_t* codes, size_t columns, const int8_t* x, size_t tiles, const uint8_t*,
               const GroupScales& group, float* y, uint32_t* memory) const {
     if (centred) ScaledTiles(codes, columns, x, tiles, group, y, memory);
     return centred;
   }
 
+  // A group of a few columns is little work: what surrounds its products must be less. With totals of a whole block of tokens in memory
+  // and scaled by the loops of steps.h, 512 x 4096 x 4096 in groups of 128 took 14.5 ms; so, 10.7.
   [[gnu::noinline]] void ScaledTiles(const uint8_t* codes, size_t columns, const int8_t* x, size_t tiles, const GroupScales& group,
                                      float* y, uint32_t* totals) const {
-    const size_t run = this->run, step = run * tile, next_tile = this->next_tile, tokens = tile;
+    const size_t tokens = tile;
     uint32_t* second = totals + tokens * 32;
     ClearTile<0>(), ClearTile<1>();
     if (tiles == 1) {
-      for (size_t c = 0; c < columns; c += run, codes += run * kPanelRows, x += step) {
-        LoadTile<4>(x, run);
-        LoadTile<6>(codes, 256);
-        DotTile<true, 0, 4, 6>();
-        LoadTile<7>(codes + 64, 256);
-        DotTile<true, 1, 4, 7>();
-      }
+      AddOne<true>(codes, columns, x);
     } else {
       ClearTile<2>(), ClearTile<3>();
-      for (size_t c = 0; c < columns; c += run, codes += run * kPanelRows, x += step) {
-        LoadTile<6>(codes, 256);
-        LoadTile<4>(x, run);
-        DotTile<true, 0, 4, 6>();
-        LoadTile<7>(codes + 64, 256);
-        DotTile<true, 1, 4, 7>();
-        LoadTile<5>(x + next_tile, run);
-        DotTile<true, 2, 5, 6>();
-        DotTile<true, 3, 5, 7>();
-      }
+      AddTwo<true>(codes, columns, x);
     }
     StoreTile<0>(totals, 128), StoreTile<1>(totals + 16, 128);
     const __m512 a = _mm512_load_ps(group.scales), b = _mm512_load_ps(group.scales + 16);
