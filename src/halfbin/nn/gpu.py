@@ -13,6 +13,7 @@ from torch import Tensor
 
 from halfbin.kernels.triton import layout, machine, quantized_inputs, weight_only
 from halfbin.nn.matmul import CpuFeatures
+from halfbin.nn.packed_weight import by_row
 from halfbin.numerics import IntegerFormat, ScaleFormat
 from halfbin.numerics.formats import FP8_E4M3
 from halfbin.tensor import InputQuantizer, InputScheme, PerTensor, QTensor, accumulator_bound
@@ -45,10 +46,10 @@ class FloatInputs:
     def pack(self, q: QTensor) -> layout.Weight:
         """A second copy of the weight: 0.5 bytes for each code of up to 4 bits, 1 for others, and its scales."""
         size = q.scheme.granularity.tile(q.shape)[1]
-        scale, fmt = _by_row(_scale(q), q), q.scheme.format
+        scale, fmt = by_row(_scale(q), q), q.scheme.format
         if not isinstance(fmt, IntegerFormat):
             return layout.pack_float8(q.codes, scale, group_size=size)
-        zero_point = None if q.zero_point is None else _by_row(q.zero_point, q)
+        zero_point = None if q.zero_point is None else by_row(q.zero_point, q)
         return layout.pack_integers(q.codes, scale, zero_point, bits=fmt.bits, least=fmt.qmin, group_size=size)
 
     def matmul(self, x: Tensor, packed: layout.Weight, bias: Tensor | None) -> Tensor:
@@ -114,7 +115,7 @@ class RoundedInputs:
 
     def pack(self, q: QTensor) -> PackedRows:
         """The codes as they are, and a scale for each row."""
-        return PackedRows(q.codes.contiguous(), _by_row(_scale(q), q)[:, 0].contiguous())
+        return PackedRows(q.codes.contiguous(), by_row(_scale(q), q)[:, 0].contiguous())
 
     def matmul(self, x: Tensor, packed: PackedRows, bias: Tensor | None, quantizer: InputQuantizer) -> Tensor:
         """Float [..., in_features] to x.dtype [..., out_features].
@@ -133,11 +134,3 @@ class RoundedInputs:
 
 def _scale(q: QTensor) -> Tensor:
     return q.scale.to(torch.float32) if q.scheme.scale_format is ScaleFormat.E8M0 else q.scale
-
-
-def _by_row(params: Tensor, q: QTensor) -> Tensor:
-    """A scale or zero point for each row, from those of taller tiles: [out_features, groups]."""
-    rows, _ = q.shape
-    tall = q.scheme.granularity.tile(q.shape)[0]
-    by_row = params.repeat_interleave(tall, 0)[:rows] if 1 < tall < rows else params
-    return by_row.expand(rows, -1)

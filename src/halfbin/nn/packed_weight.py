@@ -23,8 +23,8 @@ class PackedWeight:
         raise NotImplementedError
 
 
-def by_row(params: Tensor, q: QTensor, groups: int) -> Tensor:
-    """A scale or zero point for each row and group, from those of taller or wider tiles."""
+def by_row(params: Tensor, q: QTensor, groups: int = 1) -> Tensor:
+    """A scale or zero point for each row and group, from those of taller tiles, or of tiles as wide as `groups` of them."""
     rows, _ = q.shape
     tall = q.scheme.granularity.tile(q.shape)[0]
     spread = params.repeat_interleave(tall, 0)[:rows] if 1 < tall < rows else params
